@@ -1,0 +1,225 @@
+//! The port between the task that owns a VM and what runs it.
+//!
+//! The real one ([`crate::qemu_hypervisor`]) is a shim and a QEMU per VM; the simulation brings its own. Nothing
+//! behind this port decides: it does what it is told, and tells what it sees.
+
+use std::future::Future;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use sterna_base::units::{Bytes, Span};
+use sterna_model::forecast::LoadSample;
+use sterna_model::meta::Name;
+use sterna_model::migration::Progress;
+use sterna_wire::assignment::Machine;
+use sterna_wire::shim::ExitRecord;
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+/// Everything a new copy is made of.
+#[derive(Debug, Clone)]
+pub struct Blueprint {
+    pub name: Name,
+    pub uid: Uuid,
+    pub epoch: u64,
+    pub machine: Machine,
+    pub parts: Parts,
+    /// Waits for a migration instead of booting.
+    pub incoming: bool,
+}
+
+/// What the host has made ready for a copy.
+#[derive(Debug, Clone, Default)]
+pub struct Parts {
+    /// In the order of `machine.disks`.
+    pub disks: Vec<Opened>,
+    pub seed: Option<PathBuf>,
+    /// In the order of `machine.hardware.nics`.
+    pub taps: Vec<Tap>,
+}
+
+/// How QEMU reaches the bytes of a volume.
+#[derive(Debug, Clone)]
+pub struct Opened {
+    pub format: sterna_qemu::config::Format,
+    pub source: sterna_qemu::config::Source,
+    pub backing: Vec<sterna_qemu::config::Backing>,
+}
+
+/// A persistent tap device that is attached to its network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tap {
+    pub device: String,
+    pub mtu: u16,
+}
+
+/// What a copy does now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct View {
+    pub run: Run,
+    pub transfer: Transfer,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Run {
+    Running,
+    Paused(Pause),
+    /// A target that waits for memory or takes it in.
+    Incoming,
+}
+
+/// Why guest CPUs stand still.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Pause {
+    /// It never ran in this process.
+    NotStarted,
+    Asked,
+    /// For the last pass of a migration, or after it.
+    Migrated,
+    IoError,
+    /// The guest said that it crashed.
+    Panicked,
+    Other(String),
+}
+
+impl Pause {
+    #[must_use]
+    pub fn why(&self) -> String {
+        match self {
+            Self::NotStarted => "not started yet".to_owned(),
+            Self::Asked => "paused as asked".to_owned(),
+            Self::Migrated => "its memory is being handed over".to_owned(),
+            Self::IoError => "a disk failed or is full".to_owned(),
+            Self::Panicked => "the guest crashed".to_owned(),
+            Self::Other(word) => format!("qemu says {word}"),
+        }
+    }
+}
+
+/// How far a migration is, on either side.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Transfer {
+    None,
+    /// Also every state that we have no word for.
+    Going,
+    Completed,
+    Failed {
+        why: String,
+    },
+    Cancelled,
+}
+
+/// Told without being asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Happened {
+    Resumed,
+    /// The transfer completed on this side.
+    TransferCompleted,
+    /// Something else changed: ask.
+    Changed,
+    /// The connection to the copy is gone: look what became of it.
+    Lost,
+}
+
+pub type Happenings = mpsc::UnboundedReceiver<Happened>;
+
+/// What is found of a VM on this host.
+pub enum Look<G> {
+    /// No process and no trace of one.
+    Absent,
+    Alive {
+        guest: G,
+        happenings: Happenings,
+        epoch: u64,
+    },
+    /// The process is gone and reaped.
+    Ended(ExitRecord),
+    /// Something is there that does not answer: nothing may be concluded.
+    Unknown {
+        why: String,
+    },
+}
+
+/// No copy came up. No process is left of the attempt.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{why}")]
+pub struct SpawnFailed {
+    pub why: String,
+}
+
+/// Why a copy did not do as it was told.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum GuestError {
+    /// It understood and said no; nothing was changed.
+    #[error("{0}")]
+    Refused(String),
+    /// It may or may not have done it: look.
+    #[error("{0}")]
+    Unclear(String),
+}
+
+/// What a source is told to keep to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    pub max_downtime: Span,
+}
+
+/// Figures of a transfer that is going or has just completed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Figures {
+    pub progress: Progress,
+    /// Known after completion.
+    pub downtime: Option<Span>,
+}
+
+pub trait Hypervisor: Send + Sync + 'static {
+    type Guest: Guest;
+
+    /// What is there of this VM; never changes anything but to write down an end that nobody else did.
+    fn look(&self, uid: Uuid) -> impl Future<Output = Look<Self::Guest>> + Send;
+
+    /// Starts a copy whose CPUs stand still. Must not be called while another copy of the VM is here.
+    fn spawn(
+        &self,
+        blueprint: Blueprint,
+    ) -> impl Future<Output = Result<(Self::Guest, Happenings), SpawnFailed>> + Send;
+
+    /// Ends whatever is here of the VM. Look afterwards.
+    fn kill(&self, uid: Uuid, guest: Option<Self::Guest>) -> impl Future<Output = ()> + Send;
+
+    /// Removes the traces of a copy that has ended.
+    fn clear(&self, uid: Uuid) -> std::io::Result<()>;
+}
+
+pub trait Guest: Clone + Send + Sync + 'static {
+    fn view(&self) -> impl Future<Output = Result<View, GuestError>> + Send;
+
+    /// Runs the guest. Only for the owner of the VM.
+    fn cont(&self) -> impl Future<Output = Result<(), GuestError>> + Send;
+    fn stop(&self) -> impl Future<Output = Result<(), GuestError>> + Send;
+    fn press_power_button(&self) -> impl Future<Output = Result<(), GuestError>> + Send;
+    fn reset(&self) -> impl Future<Output = Result<(), GuestError>> + Send;
+
+    /// Target: listens, once in the life of a copy; asked again, answers the same address.
+    fn listen(&self, at: IpAddr) -> impl Future<Output = Result<SocketAddr, GuestError>> + Send;
+
+    /// Target, after completion: takes the image locks while still paused.
+    fn activate_disks(&self) -> impl Future<Output = Result<(), GuestError>> + Send;
+
+    /// Tells the network where the guest now is.
+    fn announce(&self) -> impl Future<Output = Result<(), GuestError>> + Send;
+
+    /// Source: starts to send; answers at once.
+    fn send(&self, to: SocketAddr, limits: Limits) -> impl Future<Output = Result<(), GuestError>> + Send;
+
+    /// Source: asks to give up; it may complete all the same.
+    fn cancel(&self) -> impl Future<Output = Result<(), GuestError>> + Send;
+
+    fn figures(&self) -> impl Future<Output = Result<Figures, GuestError>> + Send;
+
+    /// Grows the image of the n-th disk, and tells the guest.
+    fn resize_disk(&self, index: usize, size: Bytes) -> impl Future<Output = Result<(), GuestError>> + Send;
+
+    /// What the guest uses; with `dirty`, also measures for a moment how fast it writes to its memory.
+    fn load(&self, dirty: bool) -> impl Future<Output = Result<LoadSample, GuestError>> + Send;
+}

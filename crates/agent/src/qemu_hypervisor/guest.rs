@@ -1,0 +1,264 @@
+//! One connected copy: QMP through its shim.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use sterna_base::units::{Bytes, Span};
+use sterna_model::forecast::LoadSample;
+use sterna_model::migration::Progress;
+use sterna_qemu::qmp::client::{Error, Heard};
+use sterna_qemu::qmp::event::Event;
+use sterna_qemu::qmp::machine::RunStatus;
+use sterna_qemu::qmp::migration::{Address, Announcement, Capability, Parameters, Status};
+use sterna_qemu::qmp::{Client, Schema};
+use tokio::sync::{OnceCell, mpsc};
+
+use crate::hypervisor::{
+    Figures, Guest, GuestError, Happened, Happenings, Limits, Pause, Run, Transfer, View,
+};
+use crate::process;
+
+/// No limit: the line itself is one.
+const BANDWIDTH_MAX: u64 = 100 << 30;
+/// The guest is slowed by this at first when its writing outruns the line, and by so much more each time.
+const THROTTLE_INITIAL: u8 = 20;
+const THROTTLE_INCREMENT: u8 = 10;
+const THROTTLE_MAX: u8 = 99;
+/// Switches learn at the first announcement; the others are for those that were lost.
+const ANNOUNCEMENT: Announcement = Announcement { initial_ms: 10, max_ms: 200, rounds: 5, step_ms: 40 };
+/// A forecast wants the rate over a short time; old QEMU measures whole seconds.
+const DIRTY_PERIOD: Duration = Duration::from_millis(100);
+const DIRTY_PERIOD_OLD: Duration = Duration::from_secs(1);
+const DIRTY_POLL: Duration = Duration::from_millis(50);
+/// The guest's console is kept up to this, on tmpfs; QEMU itself never trims it.
+const SERIAL_LOG_MAX: u64 = 1 << 20;
+
+/// A running QEMU. Clones share its connection.
+#[derive(Clone)]
+pub struct QemuGuest {
+    client: Client,
+    pid: u32,
+    directory: PathBuf,
+    schema: Arc<OnceCell<Schema>>,
+    /// CPU time used until then.
+    measured: Arc<Mutex<Option<(Instant, Duration)>>>,
+}
+
+/// Takes over a connection and begins to listen.
+pub(super) fn attach(client: Client, pid: u32, directory: PathBuf) -> (QemuGuest, Happenings) {
+    let (happened, happenings) = mpsc::unbounded_channel();
+    let mut events = client.events();
+    tokio::spawn(async move {
+        while let Some(heard) = events.next().await {
+            let is_heard = meaning(&heard).is_none_or(|it| happened.send(it).is_ok());
+            if !is_heard {
+                return;
+            }
+        }
+        // Nobody listens any more: nothing to tell.
+        let _ = happened.send(Happened::Lost);
+    });
+    let guest = QemuGuest { client, pid, directory, schema: Arc::default(), measured: Arc::default() };
+    (guest, happenings)
+}
+
+fn meaning(heard: &Heard) -> Option<Happened> {
+    let Heard::Event(stamped) = heard else { return Some(Happened::Changed) };
+    match &stamped.event {
+        Event::Resume => Some(Happened::Resumed),
+        Event::Migration { status: Status::Completed } => Some(Happened::TransferCompleted),
+        Event::Stop
+        | Event::Migration { .. }
+        | Event::Shutdown(_)
+        | Event::GuestPanicked { .. }
+        | Event::BlockIoError(_)
+        | Event::Suspend
+        | Event::Wakeup
+        | Event::Watchdog { .. } => Some(Happened::Changed),
+        _ => None,
+    }
+}
+
+impl From<Error> for GuestError {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Refused { command, desc, .. } => Self::Refused(format!("{command}: {desc}")),
+            other => Self::Unclear(other.to_string()),
+        }
+    }
+}
+
+impl QemuGuest {
+    pub(super) async fn kill(&self) -> Result<(), GuestError> {
+        Ok(self.client.execute::<Value>("shim-kill", Value::Null).await.map(drop)?)
+    }
+
+    async fn schema(&self) -> Result<&Schema, Error> {
+        self.schema.get_or_try_init(|| self.client.query_schema()).await
+    }
+
+    async fn dirty(&self) -> Result<(Bytes, Span), Error> {
+        let schema = self.schema().await?;
+        let knows_ms = schema.has_argument("calc-dirty-rate", "calc-time-unit");
+        let period = if knows_ms { DIRTY_PERIOD } else { DIRTY_PERIOD_OLD };
+        self.client.calc_dirty_rate(schema, period).await?;
+        let deadline = Instant::now() + period + DIRTY_PERIOD_OLD * 5;
+        while Instant::now() < deadline {
+            tokio::time::sleep(DIRTY_POLL).await;
+            let rate = self.client.query_dirty_rate().await?;
+            if let (true, Some(mib)) = (rate.is_measured(), rate.dirty_rate) {
+                let bytes = (mib << 20).saturating_mul(Span(period).as_millis()) / 1000;
+                return Ok((Bytes(bytes), Span(period)));
+            }
+        }
+        Ok((Bytes::default(), Span::default()))
+    }
+
+    /// Thousandths of one CPU since the last call; since QEMU's start at the first.
+    fn cpu_milli(&self, used: Duration) -> u32 {
+        let mut measured = self.measured.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = measured.replace((Instant::now(), used));
+        let Some((at, before)) = last else { return 0 };
+        let (used, passed) = (used.saturating_sub(before).as_millis(), at.elapsed().as_millis().max(1));
+        u32::try_from(used * 1000 / passed).unwrap_or(u32::MAX)
+    }
+}
+
+impl Guest for QemuGuest {
+    async fn view(&self) -> Result<View, GuestError> {
+        let (state, progress) = tokio::try_join!(self.client.query_status(), self.client.query_migrate())?;
+        let transfer = match progress.status {
+            Status::None => Transfer::None,
+            Status::Completed => Transfer::Completed,
+            Status::Cancelled => Transfer::Cancelled,
+            Status::Failed => {
+                let why = progress.error_desc.unwrap_or_else(|| "qemu gives no reason".to_owned());
+                Transfer::Failed { why }
+            }
+            _ => Transfer::Going,
+        };
+        Ok(View { run: run_of(state.is_running, &state.status), transfer })
+    }
+
+    async fn cont(&self) -> Result<(), GuestError> {
+        Ok(self.client.cont().await?)
+    }
+
+    async fn stop(&self) -> Result<(), GuestError> {
+        Ok(self.client.stop().await?)
+    }
+
+    async fn press_power_button(&self) -> Result<(), GuestError> {
+        Ok(self.client.system_powerdown().await?)
+    }
+
+    async fn reset(&self) -> Result<(), GuestError> {
+        Ok(self.client.system_reset().await?)
+    }
+
+    async fn listen(&self, at: IpAddr) -> Result<SocketAddr, GuestError> {
+        if self.client.incoming_port().await?.is_none() {
+            let on = [Capability::Events, Capability::ReturnPath];
+            self.client.set_migration_capabilities(&on, &[]).await?;
+            // Announced after the guest runs, not when it has merely arrived.
+            let parameters = Parameters { announce_rounds: Some(0), ..Parameters::default() };
+            self.client.set_migration_parameters(&parameters).await?;
+            self.client.migrate_incoming(&Address::Tcp { ip: at, port: 0 }).await?;
+        }
+        let port = self.client.incoming_port().await?;
+        let port = port.ok_or_else(|| GuestError::Unclear("qemu names no port".to_owned()))?;
+        Ok(SocketAddr::new(at, port))
+    }
+
+    async fn activate_disks(&self) -> Result<(), GuestError> {
+        let asked = self.client.execute::<Value>("blockdev-set-active", json!({ "active": true })).await;
+        match asked {
+            // Older QEMU has taken them at completion.
+            Err(Error::Refused { class, .. }) if class == "CommandNotFound" => Ok(()),
+            other => Ok(other.map(drop)?),
+        }
+    }
+
+    async fn announce(&self) -> Result<(), GuestError> {
+        Ok(self.client.announce_self(ANNOUNCEMENT).await?)
+    }
+
+    async fn send(&self, to: SocketAddr, limits: Limits) -> Result<(), GuestError> {
+        let on = [Capability::Events, Capability::ReturnPath, Capability::AutoConverge];
+        self.client.set_migration_capabilities(&on, &[]).await?;
+        let parameters = Parameters {
+            max_bandwidth: Some(BANDWIDTH_MAX),
+            downtime_limit: Some(limits.max_downtime.as_millis().max(1)),
+            cpu_throttle_initial: Some(THROTTLE_INITIAL),
+            cpu_throttle_increment: Some(THROTTLE_INCREMENT),
+            max_cpu_throttle: Some(THROTTLE_MAX),
+            ..Parameters::default()
+        };
+        self.client.set_migration_parameters(&parameters).await?;
+        Ok(self.client.migrate(&Address::Tcp { ip: to.ip(), port: to.port() }).await?)
+    }
+
+    async fn cancel(&self) -> Result<(), GuestError> {
+        Ok(self.client.migrate_cancel().await?)
+    }
+
+    async fn figures(&self) -> Result<Figures, GuestError> {
+        let told = self.client.query_migrate().await?;
+        let ram = told.ram.unwrap_or_default();
+        let progress = Progress {
+            sent: Bytes(ram.transferred),
+            remaining: Bytes(ram.remaining),
+            total: Bytes(ram.total),
+            dirty_rate: Bytes(ram.dirty_pages_rate.saturating_mul(ram.page_size)),
+            // Megabit a second; a figure for people.
+            send_rate: Bytes((ram.mbps.max(0.0) * 125_000.0) as u64),
+            rounds: ram.dirty_sync_count,
+            eta: None,
+            throttle: told
+                .cpu_throttle_percentage
+                .and_then(|percent| u8::try_from(percent).ok())
+                .unwrap_or(0),
+        };
+        Ok(Figures { progress, downtime: told.downtime.map(Span::from_millis) })
+    }
+
+    async fn resize_disk(&self, index: usize, size: Bytes) -> Result<(), GuestError> {
+        Ok(self.client.block_resize(&super::blueprint::node_of(index), size.as_u64()).await?)
+    }
+
+    async fn load(&self, dirty: bool) -> Result<LoadSample, GuestError> {
+        trim(&self.directory.join(super::SERIAL_LOG));
+        let unclear = |error: std::io::Error| GuestError::Unclear(format!("/proc: {error}"));
+        let (dirty, dirty_window) = if dirty { self.dirty().await? } else { Default::default() };
+        let (cpu, _) = process::usage(self.pid).map_err(unclear)?;
+        // What a first pass has to carry is the guest's memory that was ever touched, not QEMU's own.
+        let memory = process::largest_mapping(self.pid).map_err(unclear)?;
+        Ok(LoadSample { used: Bytes(memory), dirty, dirty_window, cpu_milli: self.cpu_milli(cpu) })
+    }
+}
+
+fn run_of(is_running: bool, status: &RunStatus) -> Run {
+    match status {
+        _ if is_running => Run::Running,
+        RunStatus::InMigrate => Run::Incoming,
+        RunStatus::Prelaunch => Run::Paused(Pause::NotStarted),
+        RunStatus::Paused => Run::Paused(Pause::Asked),
+        RunStatus::FinishMigrate | RunStatus::PostMigrate => Run::Paused(Pause::Migrated),
+        RunStatus::IoError => Run::Paused(Pause::IoError),
+        RunStatus::GuestPanicked => Run::Paused(Pause::Panicked),
+        other => Run::Paused(Pause::Other(other.as_str().to_owned())),
+    }
+}
+
+/// QEMU appends, so an emptied file stays in order.
+fn trim(log: &Path) {
+    let is_long =
+        std::fs::symlink_metadata(log).is_ok_and(|meta| meta.is_file() && meta.len() > SERIAL_LOG_MAX);
+    if is_long && let Ok(file) = std::fs::OpenOptions::new().write(true).open(log) {
+        // A log that cannot be shortened is tried again with the next sample.
+        let _ = file.set_len(0);
+    }
+}

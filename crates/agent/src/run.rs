@@ -1,0 +1,235 @@
+//! Puts the parts of an agent together.
+//!
+//! The order matters for a restart: what runs is found first, from this machine alone; the server is told when it is
+//! known. A guest never waits for any of it.
+
+use std::ffi::OsString;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context;
+use sterna_base::clock::SystemClock;
+use sterna_base::scope::Scope;
+use sterna_wire::assignment::Assignment;
+use sterna_wire::down::Down;
+use sterna_wire::up::Up;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::console::Consoles;
+use crate::converge::{self, Converger, FromServer, Pools};
+use crate::host::{self, Meter, Probed};
+use crate::link::outbox::Outbox;
+use crate::link::tls::Identity;
+use crate::link::{Ends, Link};
+use crate::machine::MachineResources;
+use crate::network::Networks;
+use crate::process;
+use crate::qemu_hypervisor::{QemuHypervisor, Settings};
+use crate::storage::{self, Storage, User};
+use crate::vm::board::Board;
+use crate::vm::fleet::Fleet;
+use crate::vm::record::Files;
+use crate::vm::{Guests, Ports, Reports, adopt};
+
+/// How long the first look at everything may take before the server is told what is known so far.
+const ADOPT_WITHIN: Duration = Duration::from_secs(3);
+
+type LiveFleet = Fleet<QemuHypervisor, MachineResources>;
+
+/// Runs until cancelled; guests run on.
+pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()> {
+    let shim = vec![std::env::current_exe().context("find our own program")?.into(), "shim".into()];
+    run_with(config, shim, cancel).await
+}
+
+/// The same with another shim program; the launch file is appended to it.
+pub async fn run_with(config: Config, shim: Vec<OsString>, cancel: CancellationToken) -> anyhow::Result<()> {
+    let scope = Scope::new();
+    let started = start(&config, shim, &scope);
+    tokio::select! {
+        () = cancel.cancelled() => {}
+        ended = started => ended?,
+    }
+    scope.shut_down().await;
+    Ok(())
+}
+
+async fn start(config: &Config, shim: Vec<OsString>, scope: &Scope) -> anyhow::Result<()> {
+    prepare_directories(config)?;
+    let identity = Identity::new(config);
+    let qemu = process::find_program(&config.qemu);
+    let probed = host::probe(config, &qemu).await?;
+    tracing::info!(accel = ?probed.accel, why = %probed.why, qemu = %probed.inspection.version, "host");
+    let outbox = Arc::new(Outbox::default());
+    let is_up = watch::Sender::new(false);
+    let assigned = watch::Sender::new(None);
+    let storage = storage(config, &identity).await?;
+    let networks =
+        Arc::new(Networks::new(&config.run_dir, address(config, &identity).await?, config.run_as_uid));
+    let files = Files::open(&config.data_dir, &config.run_dir).context("open the records")?;
+    files.prune(SystemTime::now()).context("clean the records")?;
+    let ports = Arc::new(Ports {
+        hypervisor: QemuHypervisor::new(settings(config, &probed, qemu, shim)),
+        resources: MachineResources {
+            storage: storage.clone(),
+            networks: Arc::clone(&networks),
+            assigned: assigned.subscribe(),
+            seeds: config.run_dir.join("seed"),
+        },
+        records: Arc::new(files),
+        clock: Arc::new(SystemClock),
+        reports: Arc::clone(&outbox) as Arc<dyn Reports>,
+        board: Arc::new(Board::default()),
+        guests: Guests::default(),
+        link: is_up.subscribe(),
+    });
+    let fleet = Fleet::new(Arc::clone(&ports), scope.clone());
+    let is_complete = adopt_all(config, &ports, &fleet).await;
+    let pools = Arc::new(Pools::default());
+    let host = host_row(config.clone(), probed, Arc::clone(&pools));
+    let converger = Converger {
+        ports: Arc::clone(&ports),
+        storage: storage.clone(),
+        networks,
+        assigned: assigned.subscribe(),
+        pools,
+        host: Arc::clone(&host),
+    };
+    scope.spawn(converger.run());
+    scope.spawn(converge::measure(Meter::new(config), storage.clone(), Arc::clone(&outbox) as _));
+    let consoles = Consoles::new(identity.clone(), config.run_dir.clone());
+    let ends =
+        ServerEnds { fleet, assigned, consoles, board: Arc::clone(&ports.board), storage, host, is_complete };
+    Link { identity, outbox, ends: Arc::new(ends), is_up }.run().await;
+    Ok(())
+}
+
+fn prepare_directories(config: &Config) -> anyhow::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    for directory in [&config.data_dir, &config.run_dir] {
+        std::fs::create_dir_all(directory).with_context(|| format!("make {}", directory.display()))?;
+        // QEMU's unprivileged user passes through to what belongs to it.
+        std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o711))
+            .with_context(|| format!("open {} for passing", directory.display()))?;
+    }
+    Ok(())
+}
+
+async fn address(config: &Config, identity: &Identity) -> anyhow::Result<IpAddr> {
+    match config.address {
+        Some(address) => Ok(address),
+        None => {
+            let server = identity.address().await.context("find the server")?;
+            converge::address_towards(server).context("find our own address")
+        }
+    }
+}
+
+async fn storage(config: &Config, identity: &Identity) -> anyhow::Result<Storage> {
+    let address = match config.storage_address {
+        Some(address) => address,
+        None => address(config, identity).await?,
+    };
+    let settings = storage::Settings {
+        host: config.host.clone(),
+        cluster: identity.cluster().context("read the CA's certificate")?,
+        data_dir: config.data_dir.clone(),
+        run_dir: config.run_dir.clone(),
+        address,
+        run_as: User { uid: config.run_as_uid, gid: config.run_as_gid },
+        qemu_img: process::find_program(Path::new("qemu-img")),
+        storage_daemon: process::find_program(Path::new("qemu-storage-daemon")),
+    };
+    Ok(Storage::new(settings, Arc::new(FromServer(identity.clone()))))
+}
+
+fn settings(config: &Config, probed: &Probed, qemu: std::path::PathBuf, shim: Vec<OsString>) -> Settings {
+    Settings {
+        run_dir: config.run_dir.clone(),
+        qemu,
+        version: probed.inspection.version,
+        run_as_uid: config.run_as_uid,
+        run_as_gid: config.run_as_gid,
+        groups: host::groups(probed),
+        shim,
+    }
+}
+
+/// Takes charge of everything that runs. Answers whether all sources could be read.
+async fn adopt_all(
+    config: &Config,
+    ports: &Arc<Ports<QemuHypervisor, MachineResources>>,
+    fleet: &Arc<LiveFleet>,
+) -> bool {
+    let found = adopt::find(&config.run_dir, &*ports.records);
+    for (uid, name) in &found.vms {
+        fleet.adopt(name.clone(), *uid);
+    }
+    let known = ports.board.all_known(found.vms.len());
+    // One that hangs is reported as unknown; the others need not wait for it.
+    let in_time = tokio::time::timeout(ADOPT_WITHIN, known).await.is_ok();
+    tracing::info!(
+        vms = found.vms.len(),
+        in_time,
+        is_complete = found.is_complete,
+        "looked at what runs here"
+    );
+    found.is_complete
+}
+
+fn host_row(config: Config, probed: Probed, pools: Arc<Pools>) -> Arc<dyn Fn() -> Up + Send + Sync> {
+    Arc::new(move || match host::report(&config, &probed, pools.seen()) {
+        Ok(report) => Up::Host(Box::new(report)),
+        Err(error) => Up::Event {
+            kind: "host".to_owned(),
+            name: config.host.clone(),
+            what: "unreadable".to_owned(),
+            why: format!("{error:#}"),
+        },
+    })
+}
+
+/// What the line to the server is connected with.
+struct ServerEnds {
+    fleet: Arc<LiveFleet>,
+    assigned: watch::Sender<Option<Arc<Assignment>>>,
+    consoles: Arc<Consoles>,
+    board: Arc<Board>,
+    storage: Storage,
+    host: Arc<dyn Fn() -> Up + Send + Sync>,
+    is_complete: bool,
+}
+
+impl Ends for ServerEnds {
+    fn on_connected(&self) {
+        self.fleet.on_connected();
+    }
+
+    fn on_line(&self, line: Down) {
+        match line {
+            Down::Assignment(assignment) => {
+                let assignment = Arc::new(*assignment);
+                // Parts of a copy are looked up in it as soon as the copy's task has its order.
+                self.assigned.send_replace(Some(Arc::clone(&assignment)));
+                self.fleet.apply(&assignment);
+            }
+            Down::Attach { ticket, uid, end, .. } => self.consoles.attach(ticket, uid, end),
+            Down::Alive => {}
+        }
+    }
+
+    fn host(&self) -> Up {
+        (self.host)()
+    }
+
+    fn inventory(&self) -> (bool, Up) {
+        let (is_known, vms) = self.board.inventory();
+        let volumes = self.storage.volumes().borrow().values().cloned().collect();
+        let complete = is_known && self.is_complete;
+        (complete, Up::Inventory { complete, vms, volumes })
+    }
+}

@@ -1,0 +1,420 @@
+//! One task owns one VM on this host.
+//!
+//! ```text
+//! assignment --watch--> [ Vm: order, body, notes ] --> report
+//!                          |  decide::next -> Step
+//!                          v
+//!                    one job at a time (`steps`) --> Hypervisor, Resources, Records
+//! ```
+//!
+//! The task never waits for a job: it hears of its end. What to do is decided in [`decide`], purely; each job
+//! does one step and answers what it found.
+
+/// Finds what runs after a restart of the agent.
+pub mod adopt;
+/// What is here of every VM, for inventories.
+pub mod board;
+/// The next step: a pure function.
+pub mod decide;
+/// All tasks, and who gets which order.
+pub mod fleet;
+/// Measures what a guest uses.
+mod load;
+/// Both sides of a live migration.
+mod migrate;
+/// Power states and exits.
+pub mod power;
+/// What must not be forgotten.
+pub mod record;
+/// What is told to the server.
+mod report;
+/// Makes copies ready and starts them.
+mod start;
+/// Carries out steps.
+mod steps;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use sterna_base::clock::Clock;
+use sterna_model::meta::Name;
+use sterna_model::vm::VmReport;
+use sterna_wire::up::Up;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::hypervisor::{Happened, Happenings, Hypervisor, Pause, Run, Transfer, View};
+use crate::resources::Resources;
+use board::Board;
+use decide::{Body, Due, Known, Order, Step};
+use record::{Cause, Notes, Records, Seen};
+use steps::{Outcome, Work};
+
+/// How often the power button is pressed while a guest has not shut down: one that boots does not hear it.
+const PRESS_EVERY: Duration = Duration::from_secs(5);
+/// How often a failed disk is tried again.
+const RETRY_IO_EVERY: Duration = Duration::from_secs(5);
+/// After something that did not work and may work later.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// Events tell of each change at once; this only catches what they missed.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+const LOOK_EVERY_MIGRATING: Duration = Duration::from_secs(1);
+
+/// Where reports go.
+pub trait Reports: Send + Sync + 'static {
+    fn report(&self, up: Up);
+}
+
+/// Everything a VM's task reaches the world through.
+pub struct Ports<H: Hypervisor, R> {
+    pub hypervisor: H,
+    pub resources: R,
+    pub records: Arc<dyn Records>,
+    pub clock: Arc<dyn Clock>,
+    pub reports: Arc<dyn Reports>,
+    pub board: Arc<Board>,
+    pub guests: Guests<H::Guest>,
+    /// The server hears us.
+    pub link: watch::Receiver<bool>,
+}
+
+/// Owned copies that run now, for what is done to them beside their own task.
+pub struct Guests<G>(Mutex<HashMap<Uuid, G>>);
+
+impl<G> Default for Guests<G> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<G: Clone> Guests<G> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Uuid, G>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    #[must_use]
+    pub fn get(&self, uid: Uuid) -> Option<G> {
+        self.lock().get(&uid).cloned()
+    }
+}
+
+/// A job under way.
+struct Job<G> {
+    step: Step,
+    handle: JoinHandle<Outcome<G>>,
+}
+
+/// A task that ends takes its job with it: two agents must never act on one VM.
+impl<G> Drop for Job<G> {
+    fn drop(&mut self) {
+        self.handle.abort();
+    }
+}
+
+/// Clocks of what becomes due.
+struct Timers {
+    asked: Option<Instant>,
+    pressed: Option<Instant>,
+    ran: Option<Instant>,
+    /// Nothing is tried before this.
+    not_before: Option<Instant>,
+    looked: Instant,
+}
+
+/// The task's state.
+pub struct Vm<H: Hypervisor, R: Resources> {
+    name: Name,
+    uid: Uuid,
+    ports: Arc<Ports<H, R>>,
+    order: watch::Receiver<Order>,
+    body: Body,
+    guest: Option<H::Guest>,
+    happenings: Option<Happenings>,
+    notes: Option<Notes>,
+    seen: Option<Seen>,
+    job: Option<Job<H::Guest>>,
+    /// What a start waits for, while one does.
+    starting: watch::Sender<Option<(u64, String)>>,
+    /// The body may have changed since it was looked at.
+    is_stale: bool,
+    timers: Timers,
+    sender: Option<migrate::Watcher>,
+    load: Option<load::Sampler>,
+    is_cancelling: bool,
+    reported: Option<VmReport>,
+    is_forgotten: bool,
+}
+
+impl<H: Hypervisor, R: Resources> Vm<H, R> {
+    pub fn new(name: Name, uid: Uuid, ports: Arc<Ports<H, R>>, order: watch::Receiver<Order>) -> Self {
+        let now = Instant::now();
+        let timers = Timers { asked: None, pressed: None, ran: None, not_before: None, looked: now };
+        Self {
+            name,
+            uid,
+            ports,
+            order,
+            body: Body::Unknown,
+            guest: None,
+            happenings: None,
+            notes: None,
+            seen: None,
+            job: None,
+            starting: watch::Sender::new(None),
+            is_stale: false,
+            timers,
+            sender: None,
+            load: None,
+            is_cancelling: false,
+            reported: None,
+            is_forgotten: false,
+        }
+    }
+
+    /// Runs until every trace of the VM is removed and nothing new was ordered. Answers whether it may be
+    /// dropped; never ends otherwise.
+    pub async fn run(&mut self) {
+        self.is_forgotten = false;
+        let mut starting = self.starting.subscribe();
+        while !self.is_forgotten {
+            self.begin_next();
+            self.tell();
+            let wake = self.next_wake();
+            tokio::select! {
+                biased;
+                happened = next_happening(&mut self.happenings) => self.on_happened(happened),
+                outcome = finished(&mut self.job) => self.on_outcome(outcome),
+                changed = self.order.changed() => if changed.is_err() { return },
+                _ = starting.changed() => {}
+                () = tokio::time::sleep_until(wake) => self.on_time(),
+            }
+        }
+        // That nothing is left here.
+        self.tell();
+    }
+
+    fn on_happened(&mut self, happened: Happened) {
+        let is_busy = self.job.is_some();
+        match (happened, &mut self.body) {
+            (Happened::Lost, _) => {
+                self.guest = None;
+                self.happenings = None;
+                self.body = Body::Unknown;
+                self.timers.not_before = None;
+            }
+            // The shortest way from QEMU's word to the handover: no question in between.
+            (Happened::TransferCompleted, Body::Alive(view)) if !is_busy => {
+                view.transfer = Transfer::Completed;
+                self.is_stale = true;
+            }
+            (Happened::Resumed, Body::Alive(view)) if !is_busy => view.run = Run::Running,
+            _ => self.is_stale = true,
+        }
+    }
+
+    fn on_time(&mut self) {
+        if self.timers.looked.elapsed() >= self.look_every() {
+            self.timers.looked = Instant::now();
+            self.is_stale = true;
+        }
+    }
+
+    fn look_every(&self) -> Duration {
+        match &self.body {
+            Body::Alive(View { transfer: Transfer::Going, .. }) => LOOK_EVERY_MIGRATING,
+            _ => LOOK_EVERY,
+        }
+    }
+
+    fn next_wake(&self) -> Instant {
+        let mut wake = self.timers.looked + self.look_every();
+        let mut at_latest = |at: Instant| wake = wake.min(at);
+        if self.job.is_none() {
+            self.timers.not_before.into_iter().for_each(&mut at_latest);
+        }
+        if let (Some(asked), Some(pressed)) = (self.timers.asked, self.timers.pressed) {
+            at_latest(asked + self.shutdown_timeout());
+            at_latest(pressed + PRESS_EVERY);
+        }
+        if matches!(&self.body, Body::Alive(View { run: Run::Paused(Pause::IoError), .. })) {
+            self.timers.ran.into_iter().for_each(|ran| at_latest(ran + RETRY_IO_EVERY));
+        }
+        // Something overdue waits for the present job: no need to spin.
+        let soonest = Instant::now() + Duration::from_millis(5);
+        wake.max(soonest)
+    }
+
+    fn shutdown_timeout(&self) -> Duration {
+        match &*self.order.borrow() {
+            Order::Given(order) => match &order.role {
+                sterna_wire::assignment::Role::Owner(owner) => owner.shutdown_timeout.0,
+                _ => Duration::MAX / 4,
+            },
+            _ => Duration::from_secs(86_400),
+        }
+    }
+
+    fn due(&self) -> Due {
+        let is_over = |at: Option<Instant>, after: Duration| at.is_none_or(|at| at.elapsed() >= after);
+        Due {
+            switch_off: self.timers.asked.is_some() && is_over(self.timers.asked, self.shutdown_timeout()),
+            press: is_over(self.timers.pressed, PRESS_EVERY),
+            retry_io: is_over(self.timers.ran, RETRY_IO_EVERY),
+            is_stalled: self.sender.as_ref().is_some_and(migrate::Watcher::is_stalled),
+            is_cancelling: self.is_cancelling,
+        }
+    }
+
+    /// Decides and begins the next step, unless a job is under way.
+    fn begin_next(&mut self) {
+        let order = self.order.borrow_and_update().clone();
+        if self.job.is_some() || self.timers.not_before.is_some_and(|at| at > Instant::now()) {
+            return;
+        }
+        self.timers.not_before = None;
+        let step = self.decide(&order);
+        if self.body == Body::Unknown && !matches!(step, Step::Kill(_)) {
+            return self.begin(Step::Wait, Work::look);
+        }
+        if self.is_stale && matches!(step, Step::Wait) {
+            self.is_stale = false;
+            if let Body::Alive(_) = self.body {
+                return self.begin(Step::Wait, Work::refresh);
+            }
+            return;
+        }
+        if step == Step::Wait || step == Step::Refuse {
+            return;
+        }
+        tracing::debug!(vm = %self.name, ?step, "vm step");
+        self.note_time(&step);
+        self.begin(step.clone(), |work| work.perform(step, order));
+    }
+
+    fn decide(&self, order: &Order) -> Step {
+        let (notes, seen) = (self.notes.as_ref(), self.seen.as_ref());
+        decide::next(Known { order, body: &self.body, notes, seen, due: self.due() })
+    }
+
+    fn note_time(&mut self, step: &Step) {
+        let now = Some(Instant::now());
+        match step {
+            Step::PressPowerButton => {
+                self.timers.asked = self.timers.asked.or(now);
+                self.timers.pressed = now;
+            }
+            Step::Run => self.timers.ran = now,
+            Step::CancelSend => self.is_cancelling = true,
+            Step::Send => self.is_cancelling = false,
+            Step::Relent | Step::Start | Step::Receive => self.timers.asked = None,
+            _ => {}
+        }
+    }
+
+    fn begin<F>(&mut self, step: Step, perform: impl FnOnce(Work<H, R>) -> F)
+    where
+        F: Future<Output = Outcome<H::Guest>> + Send + 'static,
+    {
+        let work = Work {
+            name: self.name.clone(),
+            uid: self.uid,
+            ports: Arc::clone(&self.ports),
+            guest: self.guest.clone(),
+            notes: self.notes.clone(),
+            seen: self.seen.clone(),
+            order: self.order.clone(),
+            starting: self.starting.clone(),
+        };
+        self.job = Some(Job { step, handle: tokio::spawn(perform(work)) });
+    }
+
+    fn on_outcome(&mut self, outcome: Option<Outcome<H::Guest>>) {
+        let step = self.job.take().map(|job| job.step.clone());
+        self.starting.send_replace(None);
+        let Some(outcome) = outcome else {
+            // A defect in a job must not cost the VM its task: look again.
+            tracing::error!(vm = %self.name, ?step, "vm step panicked");
+            self.body = Body::Unknown;
+            self.timers.not_before = Some(Instant::now() + RETRY_AFTER);
+            return;
+        };
+        self.notes = outcome.notes;
+        self.seen = outcome.seen;
+        match outcome.found {
+            steps::Found::Alive { guest, happenings, view } => self.on_attached(guest, happenings, view),
+            // The copy was lost while the job was under way: its answer is about what was.
+            steps::Found::Same(_) if self.guest.is_none() => self.body = Body::Unknown,
+            steps::Found::Same(view) => self.body = Body::Alive(view),
+            steps::Found::Gone(body) => self.on_gone(body),
+            steps::Found::Forgotten => self.is_forgotten = true,
+            steps::Found::Again => {}
+        }
+        if let Some(why) = outcome.trouble {
+            tracing::warn!(vm = %self.name, ?step, %why, "vm step did not succeed");
+            self.timers.not_before = Some(Instant::now() + RETRY_AFTER);
+            self.is_stale = true;
+        }
+        if self.notes.as_ref().is_some_and(|notes| notes.ending == Some(Cause::Asked)) {
+            self.timers.asked.get_or_insert_with(Instant::now);
+        }
+        self.mind_the_transfer();
+    }
+
+    fn on_attached(&mut self, guest: H::Guest, happenings: Happenings, view: View) {
+        self.load = Some(load::Sampler::start(self.name.clone(), self.uid, guest.clone(), &self.ports));
+        self.guest = Some(guest);
+        self.happenings = Some(happenings);
+        self.body = Body::Alive(view);
+    }
+
+    fn on_gone(&mut self, body: Body) {
+        self.guest = None;
+        self.happenings = None;
+        self.load = None;
+        self.ports.guests.lock().remove(&self.uid);
+        self.timers.asked = None;
+        self.timers.pressed = None;
+        self.body = body;
+    }
+
+    /// A source's transfer is watched while it goes.
+    fn mind_the_transfer(&mut self) {
+        let sending =
+            self.notes.as_ref().filter(|notes| notes.is_sending()).and_then(|n| n.migration.as_ref());
+        match (sending, &self.guest, &self.sender) {
+            (Some(report), Some(guest), None) => {
+                let (migration, reports) = (report.migration.clone(), Arc::clone(&self.ports.reports));
+                self.sender = Some(migrate::Watcher::start(migration, guest.clone(), reports));
+            }
+            (None, _, Some(_)) | (_, None, Some(_)) => self.sender = None,
+            _ => {}
+        }
+        if let Some(load) = &self.load {
+            let is_quiet = self.notes.as_ref().is_some_and(|notes| {
+                notes.title == record::Title::Owner && !notes.is_sending() && !notes.is_handed_over()
+            });
+            match (&self.guest, is_quiet) {
+                (Some(guest), true) => drop(self.ports.guests.lock().insert(self.uid, guest.clone())),
+                _ => drop(self.ports.guests.lock().remove(&self.uid)),
+            }
+            load.allow(is_quiet && matches!(&self.body, Body::Alive(view) if view.run == Run::Running));
+        }
+    }
+}
+
+async fn next_happening(happenings: &mut Option<Happenings>) -> Happened {
+    match happenings {
+        Some(happenings) => happenings.recv().await.unwrap_or(Happened::Lost),
+        None => std::future::pending().await,
+    }
+}
+
+async fn finished<G>(job: &mut Option<Job<G>>) -> Option<Outcome<G>> {
+    match job {
+        Some(job) => (&mut job.handle).await.ok(),
+        None => std::future::pending().await,
+    }
+}

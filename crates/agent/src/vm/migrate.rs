@@ -1,0 +1,247 @@
+//! Both sides of a live migration.
+//!
+//! ```text
+//! source                                        target
+//!                                               Receive, Listen  -> Listening{at}
+//! Send -> Sending ............ memory .......>
+//! completed: record, then say Released          completed          -> Loaded
+//!                                               Continue (new epoch, by order of the server only) -> Continued
+//! ```
+//!
+//! Until `Released` is recorded QEMU may resume the guest on the source, and so may we; after it only an order
+//! with a higher epoch does.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use sterna_base::units::{Bytes, Span};
+use sterna_model::meta::Name;
+use sterna_model::migration::{MigrationReport, Outcome, SideState};
+use sterna_model::vm::Power;
+use sterna_wire::assignment::Owner;
+use sterna_wire::up::{Samples, Up};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use super::Reports;
+use super::decide::Order;
+use super::record::{Seen, Title};
+use super::steps::{Done, Found, Stop, Work};
+use crate::hypervisor::{Figures, Guest, GuestError, Hypervisor, Limits, Run, Transfer, View};
+use crate::resources::Resources;
+
+/// How long a completed source waits for the line to the server before it takes the guest back.
+const LINE_PATIENCE: Duration = Duration::from_secs(1);
+/// A transfer that moves no byte for this long is given up. There is no limit on its total time.
+const STALL: Duration = Duration::from_secs(30);
+/// Of progress.
+const SAMPLE_EVERY: Duration = Duration::from_millis(250);
+
+impl<H: Hypervisor, R: Resources> Work<H, R> {
+    pub(super) async fn listen(&mut self, migration: &Name, at: IpAddr) -> Done<H::Guest> {
+        let address = self.guest()?.listen(at).await?;
+        self.note_side(migration, SideState::Listening { at: address.to_string() })?;
+        self.view().await
+    }
+
+    /// Without a question to QEMU: its own event has just said so.
+    pub(super) async fn mark_loaded(&mut self) -> Done<H::Guest> {
+        let migration = self.migration()?;
+        self.note_side(&migration, SideState::Loaded)?;
+        Ok(Found::Same(View { run: Run::Incoming, transfer: Transfer::Completed }))
+    }
+
+    fn migration(&self) -> Result<Name, Stop> {
+        let report = self.notes.as_ref().and_then(|notes| notes.migration.as_ref());
+        report
+            .map(|report| report.migration.clone())
+            .ok_or_else(|| Stop::Trouble("no migration is noted".to_owned()))
+    }
+
+    pub(super) async fn send(&mut self, owner: &Owner) -> Done<H::Guest> {
+        let Some(outgoing) = &owner.outgoing else { return Ok(Found::Again) };
+        // Noted first: a successor of this agent that finds a transfer must know which one it is.
+        self.note_side(&outgoing.migration, SideState::Sending)?;
+        let limits = Limits { max_downtime: outgoing.max_downtime };
+        match self.guest()?.send(outgoing.to, limits).await {
+            Ok(()) => {
+                tracing::info!(vm = %self.name, migration = %outgoing.migration, to = %outgoing.to, "sending");
+                Ok(Found::Same(View { run: self.guest()?.view().await?.run, transfer: Transfer::Going }))
+            }
+            Err(GuestError::Refused(why)) => {
+                self.note_side(&outgoing.migration, SideState::Kept { why })?;
+                self.view().await
+            }
+            Err(GuestError::Unclear(why)) => Err(Stop::Trouble(why)),
+        }
+    }
+
+    pub(super) async fn cancel_send(&mut self) -> Done<H::Guest> {
+        self.guest()?.cancel().await?;
+        self.view().await
+    }
+
+    /// The guest stays here. QEMU resumes it by itself; if it does not, the next step does.
+    pub(super) async fn keep(&mut self, order: &Order, why: String) -> Done<H::Guest> {
+        let ordered = match order {
+            Order::Given(order) => match &order.role {
+                sterna_wire::assignment::Role::Owner(owner) => {
+                    owner.outgoing.as_ref().map(|outgoing| outgoing.migration.clone())
+                }
+                _ => None,
+            },
+            _ => None,
+        };
+        let is_sending = self.notes.as_ref().is_some_and(super::record::Notes::is_sending);
+        let migration =
+            if is_sending { self.migration()? } else { ordered.map_or_else(|| self.migration(), Ok)? };
+        tracing::warn!(vm = %self.name, %migration, %why, "the guest stays");
+        self.note_side(&migration, SideState::Kept { why })?;
+        self.view().await
+    }
+
+    /// The transfer has completed: the target has everything, and this copy stands still.
+    pub(super) async fn hand_over(&mut self) -> Done<H::Guest> {
+        let migration = self.migration()?;
+        let guest = self.guest()?.clone();
+        let (view, figures) = tokio::join!(guest.view(), figures_of(&guest));
+        let view = view?;
+        // A predecessor took it back and did not live to note it.
+        if view.run == Run::Running {
+            self.note_side(&migration, SideState::Kept { why: "the guest was resumed here".to_owned() })?;
+            return Ok(Found::Same(view));
+        }
+        let outcome = figures.map(|figures| outcome_of(&figures)).unwrap_or_default();
+        if self.is_line_up().await {
+            self.note_side(&migration, SideState::Released { outcome })?;
+            return Ok(Found::Same(view));
+        }
+        self.take_back(&migration, outcome).await
+    }
+
+    async fn is_line_up(&self) -> bool {
+        let mut link = self.ports.link.clone();
+        matches!(tokio::time::timeout(LINE_PATIENCE, link.wait_for(|is_up| *is_up)).await, Ok(Ok(_)))
+    }
+
+    /// Nobody can be told that the guest was released, so it was not: it runs on here.
+    async fn take_back(&mut self, migration: &Name, outcome: Outcome) -> Done<H::Guest> {
+        let why = "the server could not be reached at the switchover".to_owned();
+        // Noted first: what runs must never be found noted as sent away.
+        self.note_side(migration, SideState::Kept { why })?;
+        match self.guest()?.cont().await {
+            Ok(()) => tracing::warn!(vm = %self.name, %migration, "no line to the server: the guest stays"),
+            // The target holds the disks already: only the server can settle it now.
+            Err(GuestError::Refused(why)) => {
+                tracing::warn!(vm = %self.name, %migration, %why, "the guest could not be taken back");
+                self.note_side(migration, SideState::Released { outcome })?;
+            }
+            Err(GuestError::Unclear(why)) => return Err(Stop::Trouble(why)),
+        }
+        self.view().await
+    }
+
+    /// By order of the server this copy is the owner's now.
+    pub(super) async fn continue_copy(&mut self, epoch: u64, owner: &Owner) -> Done<H::Guest> {
+        let was_target = self.notes.as_ref().is_some_and(|notes| notes.title != Title::Owner);
+        // A target wrote this epoch down when it was started: no disk is waited for between two hosts.
+        if self.seen.as_ref().is_none_or(|seen| seen.epoch != epoch) {
+            self.remember(Seen { name: self.name.clone(), epoch, title: Title::Owner, exit: None })?;
+        }
+        let continued = self.migration().ok().filter(|_| was_target);
+        self.note(|notes| {
+            notes.epoch = epoch;
+            notes.title = Title::Owner;
+            notes.reset_request = owner.reset_request;
+            notes.migration =
+                continued.map(|migration| MigrationReport { migration, side: SideState::Continued });
+        })?;
+        let guest = self.guest()?.clone();
+        if was_target {
+            guest.activate_disks().await?;
+        }
+        tracing::info!(vm = %self.name, epoch, "vm continues here");
+        if owner.power == Power::Paused {
+            return self.view().await;
+        }
+        guest.cont().await?;
+        tokio::spawn(async move {
+            if let Err(error) = guest.announce().await {
+                tracing::warn!(%error, "the guest could not be announced");
+            }
+        });
+        Ok(Found::Same(View { run: Run::Running, transfer: Transfer::Completed }))
+    }
+}
+
+/// QEMU says `completed` a moment before it has written down how long the guest stood still.
+async fn figures_of<G: Guest>(guest: &G) -> Result<Figures, GuestError> {
+    let mut figures = guest.figures().await?;
+    for _ in 0..3 {
+        if figures.downtime.is_some_and(|downtime| downtime.as_millis() > 0) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        figures = guest.figures().await?;
+    }
+    Ok(figures)
+}
+
+fn outcome_of(figures: &Figures) -> Outcome {
+    Outcome {
+        total: None,
+        downtime: figures.downtime,
+        gap: None,
+        bytes: figures.progress.sent,
+        rounds: figures.progress.rounds,
+    }
+}
+
+/// Watches a transfer from the side: tells its progress, and notices when there is none.
+pub(super) struct Watcher {
+    task: JoinHandle<()>,
+    is_stalled: Arc<AtomicBool>,
+}
+
+impl Watcher {
+    pub fn start<G: Guest>(migration: Name, guest: G, reports: Arc<dyn Reports>) -> Self {
+        let is_stalled = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&is_stalled);
+        let task = tokio::spawn(async move {
+            let mut every = tokio::time::interval(SAMPLE_EVERY);
+            let mut moved = (Bytes::default(), Instant::now());
+            loop {
+                every.tick().await;
+                let Ok(mut figures) = guest.figures().await else { continue };
+                if figures.progress.sent != moved.0 {
+                    moved = (figures.progress.sent, Instant::now());
+                }
+                flag.store(moved.1.elapsed() >= STALL, Ordering::Relaxed);
+                figures.progress.eta = eta(&figures);
+                let migrations = [(migration.clone(), figures.progress)].into();
+                reports.report(Up::Samples(Samples { migrations, ..Samples::default() }));
+            }
+        });
+        Self { task, is_stalled }
+    }
+
+    pub fn is_stalled(&self) -> bool {
+        self.is_stalled.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// What remains, at the rate by which sending outruns the guest's writing. `None`: it does not.
+fn eta(figures: &Figures) -> Option<Span> {
+    let progress = &figures.progress;
+    let gain =
+        progress.send_rate.as_u64().checked_sub(progress.dirty_rate.as_u64()).filter(|gain| *gain > 0)?;
+    Some(Span::from_millis(progress.remaining.as_u64().saturating_mul(1000) / gain))
+}

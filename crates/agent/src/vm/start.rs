@@ -1,0 +1,96 @@
+//! Makes copies ready and starts them.
+
+use std::time::Duration;
+
+use sterna_model::vm::Exit;
+use sterna_wire::assignment::Machine;
+
+use super::decide::Body;
+use super::record::{Notes, Seen, Title};
+use super::steps::{Done, Found, Stop, Work};
+use crate::hypervisor::{Blueprint, Guest, Hypervisor, Parts};
+use crate::resources::{NotReady, Resources, Whose};
+
+/// How often parts that are being made are asked for: they come with the same assignment, so usually at once.
+const ASK_FIRST: Duration = Duration::from_millis(20);
+const ASK_LATER: Duration = Duration::from_millis(500);
+
+impl<H: Hypervisor, R: Resources> Work<H, R> {
+    /// Parts first, then the durable word that this epoch was used, then the process: a crash before the word
+    /// starts again, a crash after it never starts twice.
+    pub(super) async fn start(
+        &mut self,
+        epoch: u64,
+        title: Title,
+        machine: &Machine,
+        reset_request: u64,
+    ) -> Done<H::Guest> {
+        let parts = match self.prepare(epoch, machine).await? {
+            Ok(parts) => parts,
+            Err(why) => return self.failed_to_start(epoch, title, why),
+        };
+        self.starting.send_replace(Some((epoch, "starting qemu".to_owned())));
+        self.remember(Seen { name: self.name.clone(), epoch, title: title.clone(), exit: None })?;
+        self.ports.hypervisor.clear(self.uid)?;
+        let notes = Notes {
+            name: self.name.clone(),
+            epoch,
+            title: title.clone(),
+            migration: None,
+            reset_request,
+            ending: None,
+            taps: parts.taps.iter().map(|tap| tap.device.clone()).collect(),
+        };
+        self.ports.records.save_notes(self.uid, &notes)?;
+        self.notes = Some(notes);
+        let blueprint = Blueprint {
+            name: self.name.clone(),
+            uid: self.uid,
+            epoch,
+            machine: machine.clone(),
+            parts,
+            incoming: title != Title::Owner,
+        };
+        match self.ports.hypervisor.spawn(blueprint).await {
+            Err(failed) => self.failed_to_start(epoch, title, failed.why),
+            Ok((guest, happenings)) => {
+                tracing::info!(vm = %self.name, epoch, ?title, "vm has a process");
+                let view = guest.view().await?;
+                Ok(Found::Alive { guest, happenings, view })
+            }
+        }
+    }
+
+    /// The parts, or why there will be none.
+    async fn prepare(&mut self, epoch: u64, machine: &Machine) -> Result<Result<Parts, String>, Stop> {
+        let whose = Whose { name: self.name.clone(), uid: self.uid, epoch };
+        let mut pause = ASK_FIRST;
+        loop {
+            let prepared = tokio::select! {
+                biased;
+                _ = self.order.changed() => return Err(Stop::Interrupted),
+                prepared = self.ports.resources.prepare(&whose, machine) => prepared,
+            };
+            match prepared {
+                Ok(parts) => return Ok(Ok(parts)),
+                Err(NotReady::Never { why }) => return Ok(Err(why)),
+                Err(NotReady::Wait { step }) => {
+                    self.starting.send_replace(Some((epoch, step)));
+                }
+            }
+            tokio::select! {
+                biased;
+                _ = self.order.changed() => return Err(Stop::Interrupted),
+                () = tokio::time::sleep(pause) => {}
+            }
+            pause = (pause * 2).min(ASK_LATER);
+        }
+    }
+
+    fn failed_to_start(&mut self, epoch: u64, title: Title, why: String) -> Done<H::Guest> {
+        tracing::warn!(vm = %self.name, epoch, %why, "vm could not be started");
+        let exit = Exit::StartFailed { why };
+        self.remember(Seen { name: self.name.clone(), epoch, title, exit: Some(exit.clone()) })?;
+        Ok(Found::Gone(Body::Ended(exit)))
+    }
+}

@@ -1,0 +1,286 @@
+//! Carries out steps: each is one job, with its own copy of what is known, and answers what it found.
+
+use std::sync::Arc;
+
+use sterna_model::meta::Name;
+use sterna_model::migration::{MigrationReport, SideState};
+use sterna_model::vm::Exit;
+use sterna_wire::assignment::{Owner, Role, VmAssignment};
+use sterna_wire::shim::ExitRecord;
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use super::Ports;
+use super::decide::{Body, Order, Step};
+use super::power;
+use super::record::{Cause, Notes, Seen, Title};
+use crate::hypervisor::{Guest, GuestError, Happenings, Hypervisor, Look, Pause, Run, View};
+use crate::resources::Resources;
+
+/// What a job knows and may use.
+pub(super) struct Work<H: Hypervisor, R: Resources> {
+    pub name: Name,
+    pub uid: Uuid,
+    pub ports: Arc<Ports<H, R>>,
+    pub guest: Option<H::Guest>,
+    pub notes: Option<Notes>,
+    pub seen: Option<Seen>,
+    /// The newest order: a start that waits stops waiting when it changes.
+    pub order: watch::Receiver<Order>,
+    pub starting: watch::Sender<Option<(u64, String)>>,
+}
+
+/// What a job answers. Notes and seen are as they are now written.
+pub(super) struct Outcome<G> {
+    pub notes: Option<Notes>,
+    pub seen: Option<Seen>,
+    pub found: Found<G>,
+    /// Something did not work; what is to be done is decided anew after a while.
+    pub trouble: Option<String>,
+}
+
+pub(super) enum Found<G> {
+    /// A copy that the task did not have before.
+    Alive {
+        guest: G,
+        happenings: Happenings,
+        view: View,
+    },
+    /// The copy that it had, as it is now.
+    Same(View),
+    Gone(Body),
+    Forgotten,
+    /// Nothing new.
+    Again,
+}
+
+/// Why a job ends early.
+pub(super) enum Stop {
+    /// Told to the log; tried again after a while.
+    Trouble(String),
+    /// The task decides anew at once.
+    Interrupted,
+}
+
+impl From<GuestError> for Stop {
+    fn from(error: GuestError) -> Self {
+        Self::Trouble(error.to_string())
+    }
+}
+
+impl From<std::io::Error> for Stop {
+    fn from(error: std::io::Error) -> Self {
+        Self::Trouble(format!("records: {error}"))
+    }
+}
+
+pub(super) type Done<G> = Result<Found<G>, Stop>;
+
+impl<H: Hypervisor, R: Resources> Work<H, R> {
+    pub async fn perform(mut self, step: Step, order: Order) -> Outcome<H::Guest> {
+        let done = match (step, order) {
+            (Step::Forget, _) => self.forget().await,
+            (Step::HandOver, _) => self.hand_over().await,
+            (Step::MarkLoaded, _) => self.mark_loaded().await,
+            (Step::CancelSend, _) => self.cancel_send().await,
+            (Step::Keep { why }, order) => self.keep(&order, why).await,
+            (step, Order::Given(order)) => self.perform_order(step, *order).await,
+            // No other step is decided without an order.
+            (_, _) => Ok(Found::Again),
+        };
+        self.outcome(done)
+    }
+
+    async fn perform_order(&mut self, step: Step, order: VmAssignment) -> Done<H::Guest> {
+        match (step, &order.role) {
+            (Step::Conclude(exit), _) => self.conclude(&order, exit),
+            (Step::Kill(cause), _) => self.kill(cause).await,
+            (Step::Start, Role::Owner(owner)) => {
+                self.start(order.epoch, Title::Owner, &owner.machine, owner.reset_request).await
+            }
+            (Step::Receive, Role::Incoming { migration, machine, .. }) => {
+                self.start(order.epoch, Title::Incoming(migration.clone()), machine, 0).await
+            }
+            (Step::Listen, Role::Incoming { migration, listen, .. }) => self.listen(migration, *listen).await,
+            (step, Role::Owner(owner)) => self.perform_owned(step, order.epoch, owner).await,
+            (_, _) => Ok(Found::Again),
+        }
+    }
+
+    async fn perform_owned(&mut self, step: Step, epoch: u64, owner: &Owner) -> Done<H::Guest> {
+        match step {
+            Step::Continue => self.continue_copy(epoch, owner).await,
+            Step::Send => self.send(owner).await,
+            Step::Run => {
+                self.guest()?.cont().await?;
+                self.view().await
+            }
+            Step::Pause => {
+                self.guest()?.stop().await?;
+                self.view().await
+            }
+            Step::Reset(request) => self.reset(request).await,
+            Step::PressPowerButton => self.press_power_button().await,
+            Step::Relent => {
+                self.note(|notes| notes.ending = None)?;
+                self.view().await
+            }
+            _ => Ok(Found::Again),
+        }
+    }
+
+    fn outcome(self, done: Done<H::Guest>) -> Outcome<H::Guest> {
+        let (found, trouble) = match done {
+            Ok(found) => (found, None),
+            Err(Stop::Interrupted) => (Found::Again, None),
+            Err(Stop::Trouble(why)) => (Found::Again, Some(why)),
+        };
+        Outcome { notes: self.notes, seen: self.seen, found, trouble }
+    }
+
+    pub(super) fn guest(&self) -> Result<&H::Guest, Stop> {
+        self.guest.as_ref().ok_or_else(|| Stop::Trouble("the copy is not connected".to_owned()))
+    }
+
+    pub(super) async fn view(&self) -> Done<H::Guest> {
+        Ok(Found::Same(self.guest()?.view().await?))
+    }
+
+    /// Changes the notes and writes them.
+    pub(super) fn note(&mut self, change: impl FnOnce(&mut Notes)) -> Result<(), Stop> {
+        let mut notes =
+            self.notes.clone().ok_or_else(|| Stop::Trouble("the copy has no notes".to_owned()))?;
+        change(&mut notes);
+        self.ports.records.save_notes(self.uid, &notes)?;
+        self.notes = Some(notes);
+        Ok(())
+    }
+
+    pub(super) fn note_side(&mut self, migration: &Name, side: SideState) -> Result<(), Stop> {
+        let migration = migration.clone();
+        self.note(|notes| notes.migration = Some(MigrationReport { migration, side }))
+    }
+
+    pub(super) fn remember(&mut self, seen: Seen) -> Result<(), Stop> {
+        self.ports.records.save_seen(self.uid, &seen)?;
+        self.seen = Some(seen);
+        Ok(())
+    }
+
+    /// Asks the copy how it is.
+    pub async fn refresh(self) -> Outcome<H::Guest> {
+        let done = self.view().await;
+        self.outcome(done)
+    }
+
+    /// Finds out what is here, from the records and from the processes.
+    pub async fn look(mut self) -> Outcome<H::Guest> {
+        let done = self.look_here().await;
+        self.outcome(done)
+    }
+
+    pub(super) async fn look_here(&mut self) -> Done<H::Guest> {
+        if self.seen.is_none() {
+            self.seen = self.ports.records.seen(self.uid)?;
+        }
+        if self.notes.is_none() {
+            self.notes = self.ports.records.notes(self.uid)?;
+        }
+        match self.ports.hypervisor.look(self.uid).await {
+            Look::Unknown { why } => Err(Stop::Trouble(why)),
+            Look::Absent => Ok(Found::Gone(self.absent())),
+            Look::Ended(record) => self.ended(&record),
+            Look::Alive { guest, happenings, epoch } => {
+                let view = guest.view().await?;
+                if self.notes.is_none() {
+                    self.notes = Some(self.reconstructed(epoch));
+                }
+                Ok(Found::Alive { guest, happenings, view })
+            }
+        }
+    }
+
+    fn absent(&self) -> Body {
+        match self.seen.as_ref().and_then(|seen| seen.exit.clone()) {
+            Some(exit) => Body::Ended(exit),
+            None => Body::Absent,
+        }
+    }
+
+    /// Notes that were lost, as far as the durable record knows them. With less than that the copy is nobody's.
+    fn reconstructed(&self, epoch: u64) -> Notes {
+        let seen = self.seen.as_ref().filter(|seen| seen.epoch == epoch);
+        Notes {
+            name: self.name.clone(),
+            epoch,
+            title: seen.map_or(Title::Owner, |seen| seen.title.clone()),
+            migration: None,
+            reset_request: 0,
+            ending: None,
+            taps: Vec::new(),
+        }
+    }
+
+    fn ended(&mut self, record: &ExitRecord) -> Done<H::Guest> {
+        let noted = self.notes.as_ref().map_or(record.epoch, |notes| notes.epoch.max(record.epoch));
+        let seen = self.seen.as_ref();
+        // What ended is older than what was begun since, of which nothing is here.
+        if seen.is_some_and(|seen| seen.epoch > noted) {
+            return Ok(Found::Gone(self.absent()));
+        }
+        if let Some(exit) = seen.filter(|seen| seen.epoch == noted).and_then(|seen| seen.exit.clone()) {
+            return Ok(Found::Gone(Body::Ended(exit)));
+        }
+        let exit = power::exit_of(record, self.notes.as_ref().and_then(|notes| notes.ending));
+        let title = self.notes.as_ref().map_or(Title::Owner, |notes| notes.title.clone());
+        tracing::info!(vm = %self.name, epoch = noted, ?exit, "vm ended");
+        self.remember(Seen { name: self.name.clone(), epoch: noted, title, exit: Some(exit.clone()) })?;
+        Ok(Found::Gone(Body::Ended(exit)))
+    }
+
+    fn conclude(&mut self, order: &VmAssignment, exit: Exit) -> Done<H::Guest> {
+        let title = match &order.role {
+            Role::Incoming { migration, .. } => Title::Incoming(migration.clone()),
+            Role::Owner(_) | Role::Release => Title::Owner,
+        };
+        let epoch = self.seen.as_ref().map_or(order.epoch, |seen| seen.epoch.max(order.epoch));
+        tracing::info!(vm = %self.name, epoch, ?exit, "vm has no copy here");
+        self.remember(Seen { name: self.name.clone(), epoch, title, exit: Some(exit.clone()) })?;
+        Ok(Found::Gone(Body::Ended(exit)))
+    }
+
+    async fn kill(&mut self, cause: Cause) -> Done<H::Guest> {
+        tracing::info!(vm = %self.name, ?cause, "vm is ended");
+        if self.notes.as_ref().is_some_and(|notes| notes.ending != Some(cause)) {
+            self.note(|notes| notes.ending = Some(cause))?;
+        }
+        self.ports.hypervisor.kill(self.uid, self.guest.clone()).await;
+        self.look_here().await
+    }
+
+    async fn forget(&mut self) -> Done<H::Guest> {
+        let taps = self.notes.take().map(|notes| notes.taps).unwrap_or_default();
+        self.ports.resources.release(self.uid, &taps).await;
+        self.ports.hypervisor.clear(self.uid)?;
+        self.ports.records.remove_notes(self.uid)?;
+        tracing::info!(vm = %self.name, "vm is forgotten");
+        Ok(Found::Forgotten)
+    }
+
+    async fn reset(&mut self, request: u64) -> Done<H::Guest> {
+        self.guest()?.reset().await?;
+        self.note(|notes| notes.reset_request = request)?;
+        self.view().await
+    }
+
+    async fn press_power_button(&mut self) -> Done<H::Guest> {
+        self.note(|notes| notes.ending = Some(Cause::Asked))?;
+        let guest = self.guest()?;
+        // A guest that stands still does not hear the button.
+        if matches!(guest.view().await?.run, Run::Paused(Pause::Asked | Pause::Migrated)) {
+            guest.cont().await?;
+        }
+        guest.press_power_button().await?;
+        self.view().await
+    }
+}

@@ -1,0 +1,254 @@
+//! A guest moves between two hosts of one machine, under real QEMU, with every way in which that can go wrong.
+#![allow(clippy::unwrap_used)]
+
+mod world;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use sterna_base::units::Span;
+use sterna_model::migration::SideState;
+use sterna_model::vm::{CopyState, Exit, Power};
+use sterna_qemu::boot::{self, Pace};
+use sterna_qemu::version::Version;
+use sterna_wire::assignment::{Outgoing, Owner, Role, VmAssignment};
+use uuid::Uuid;
+use world::{Host, disk, eventually, folder, name, order, owns, qemu};
+
+const UID: Uuid = Uuid::from_u128(7);
+
+#[test]
+fn shim_entry() {
+    world::shim_entry();
+}
+
+struct Pair {
+    a: Host,
+    b: Host,
+    disk: PathBuf,
+    folder: tempfile::TempDir,
+}
+
+fn incoming(host: &Host, epoch: u64, migration: &str) -> VmAssignment {
+    let listen = "127.0.0.1".parse().unwrap();
+    let machine = Box::new(host.machine());
+    order(UID, epoch, Role::Incoming { migration: name(migration), machine, listen })
+}
+
+fn sends(host: &Host, epoch: u64, to: SocketAddr, cancel: bool) -> VmAssignment {
+    let outgoing = Outgoing { migration: name("m"), to, max_downtime: Span::from_millis(300), cancel };
+    owns(UID, epoch, Owner { outgoing: Some(outgoing), ..host.owner() })
+}
+
+fn continues(host: &Host, epoch: u64) -> VmAssignment {
+    owns(UID, epoch, Owner { continues: Some(name("m")), ..host.owner() })
+}
+
+fn listens(host: &Host) -> Option<SocketAddr> {
+    match host.side(UID) {
+        Some(SideState::Listening { at }) => Some(at.parse().unwrap()),
+        _ => None,
+    }
+}
+
+fn is_released(host: &Host) -> bool {
+    matches!(host.side(UID), Some(SideState::Released { .. }))
+}
+
+impl Pair {
+    /// The guest runs on `a` under epoch 3.
+    async fn new(qemu: &(PathBuf, Version)) -> Self {
+        let folder = folder();
+        let disk = disk(folder.path(), &boot::writer(Pace::Flat));
+        let a = Host::start(&folder.path().join("a"), qemu, &disk);
+        let b = Host::start(&folder.path().join("b"), qemu, &disk);
+        a.order(vec![owns(UID, 3, a.owner())]);
+        a.runs(UID, 3).await;
+        let pair = Self { a, b, disk, folder };
+        pair.writes().await;
+        pair
+    }
+
+    async fn prepare(&self) -> SocketAddr {
+        self.b.order(vec![incoming(&self.b, 4, "m")]);
+        eventually("the target listens", || listens(&self.b).is_some()).await;
+        listens(&self.b).unwrap()
+    }
+
+    /// Until the source has let go and the target has everything.
+    async fn hand_over(&self) {
+        let to = self.prepare().await;
+        self.a.order(vec![sends(&self.a, 3, to, false)]);
+        eventually("the source let go", || is_released(&self.a)).await;
+        eventually("the target has it", || self.b.side(UID) == Some(SideState::Loaded)).await;
+    }
+
+    async fn writes(&self) {
+        let before = boot::read_counter(&self.disk).unwrap();
+        eventually("the guest writes", || boot::read_counter(&self.disk).unwrap() > before + 3).await;
+    }
+
+    async fn end(self, host: impl Fn(&Self) -> &Host, epoch: u64) {
+        host(&self).order(vec![order(UID, epoch, Role::Release)]);
+        let is_gone = || matches!(host(&self).state(UID), Some(CopyState::Stopped { .. }));
+        eventually("the last copy is gone", is_gone).await;
+        for host in [&self.a, &self.b] {
+            host.order(vec![]);
+            eventually("forgotten", || !host.run_directory(UID).exists()).await;
+        }
+        drop(self.folder);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_moves_and_the_old_copy_goes() {
+    for qemu in [7, 10].into_iter().filter_map(qemu) {
+        let pair = Pair::new(&qemu).await;
+        let (a, b) = (&pair.a, &pair.b);
+        let begun = Instant::now();
+        pair.hand_over().await;
+        let counter = boot::read_counter(&pair.disk).unwrap();
+        let Some(SideState::Released { outcome }) = a.side(UID) else { panic!("not released") };
+        assert!(outcome.bytes.as_u64() > 0 && outcome.rounds > 0, "{outcome:?}");
+        // What control does between: the epoch grows, the source has no order for a moment.
+        let decided = Instant::now();
+        a.order(vec![]);
+        b.order(vec![continues(b, 4)]);
+        b.runs(UID, 4).await;
+        eprintln!("{}: {outcome:?}; order to running {:?}", qemu.1, decided.elapsed());
+        assert_eq!(b.side(UID), Some(SideState::Continued));
+        a.order(vec![order(UID, 3, Role::Release)]);
+        eventually("the source is gone", || {
+            a.state(UID) == Some(CopyState::Stopped { exit: Exit::Released })
+        })
+        .await;
+        eprintln!("{}: whole move {:?}", qemu.1, begun.elapsed());
+        assert!(!a.qemu_process(UID).is_alive());
+        assert!(boot::read_counter(&pair.disk).unwrap() >= counter);
+        pair.writes().await;
+        a.order(vec![]);
+        eventually("forgotten", || !a.run_directory(UID).exists()).await;
+        pair.end(|pair| &pair.b, 5).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn agents_that_die_in_the_middle_find_their_place_again() {
+    let Some(qemu) = qemu(10) else { return };
+    let Pair { a, b, disk, folder } = Pair::new(&qemu).await;
+    b.order(vec![incoming(&b, 4, "m")]);
+    eventually("the target listens", || listens(&b).is_some()).await;
+    let to = listens(&b).unwrap();
+    let b = b.restart().await;
+    b.order(vec![incoming(&b, 4, "m")]);
+    eventually("still the same place", || listens(&b) == Some(to)).await;
+    a.order(vec![sends(&a, 3, to, false)]);
+    // From here on QEMU goes on by itself, and may have completed before the next agent looks.
+    eventually("sending", || a.side(UID) == Some(SideState::Sending) || is_released(&a)).await;
+    let a = a.restart().await;
+    a.order(vec![sends(&a, 3, to, false)]);
+    eventually("the source let go", || is_released(&a)).await;
+    let a = a.restart().await;
+    let b = b.restart().await;
+    eventually("the target has it", || b.side(UID) == Some(SideState::Loaded)).await;
+    a.order(vec![owns(UID, 3, a.owner())]);
+    b.order(vec![continues(&b, 4)]);
+    b.runs(UID, 4).await;
+    let b = b.restart().await;
+    b.order(vec![continues(&b, 4)]);
+    b.runs(UID, 4).await;
+    // The order under the old epoch moved nobody.
+    assert!(is_released(&a));
+    assert!(matches!(a.state(UID), Some(CopyState::Paused { .. })));
+    a.order(vec![order(UID, 3, Role::Release)]);
+    eventually("gone", || matches!(a.state(UID), Some(CopyState::Stopped { .. }))).await;
+    let pair = Pair { a, b, disk, folder };
+    pair.writes().await;
+    pair.end(|pair| &pair.b, 5).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_lost_after_the_handover_gives_the_guest_back() {
+    for qemu in [7, 10].into_iter().filter_map(qemu) {
+        let pair = Pair::new(&qemu).await;
+        let (a, b) = (&pair.a, &pair.b);
+        pair.hand_over().await;
+        b.qemu_process(UID).kill();
+        eventually("the target is lost", || {
+            matches!(b.state(UID), Some(CopyState::Stopped { exit: Exit::Crashed { .. } }))
+        })
+        .await;
+        b.order(vec![continues(b, 4)]);
+        a.order(vec![continues(a, 5)]);
+        a.runs(UID, 5).await;
+        pair.writes().await;
+        // The lost target is not started under the epoch it was given.
+        assert!(matches!(b.state(UID), Some(CopyState::Stopped { .. })));
+        pair.end(|pair| &pair.a, 6).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_nobody_hears_keeps_its_guest() {
+    for qemu in [7, 10].into_iter().filter_map(qemu) {
+        let pair = Pair::new(&qemu).await;
+        let (a, b) = (&pair.a, &pair.b);
+        let to = pair.prepare().await;
+        a.line.send_replace(false);
+        a.order(vec![sends(a, 3, to, false)]);
+        eventually("decided", || {
+            matches!(a.side(UID), Some(SideState::Kept { .. } | SideState::Released { .. }))
+        })
+        .await;
+        if is_released(a) {
+            // The target's QEMU holds the disk already, as older ones do: the server has to settle it.
+            assert!(qemu.1.major < 10);
+            a.line.send_replace(true);
+            b.order(vec![continues(b, 4)]);
+            b.runs(UID, 4).await;
+            pair.writes().await;
+            a.order(vec![order(UID, 3, Role::Release)]);
+            eventually("gone", || matches!(a.state(UID), Some(CopyState::Stopped { .. }))).await;
+            pair.end(|pair| &pair.b, 5).await;
+            continue;
+        }
+        a.runs(UID, 3).await;
+        pair.writes().await;
+        b.order(vec![order(UID, 4, Role::Release)]);
+        eventually("the target is gone", || matches!(b.state(UID), Some(CopyState::Stopped { .. }))).await;
+        a.runs(UID, 3).await;
+        pair.writes().await;
+        pair.end(|pair| &pair.a, 5).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transfer_is_cancelled_and_a_dead_target_is_noticed() {
+    let Some(qemu) = qemu(10) else { return };
+    let pair = Pair::new(&qemu).await;
+    let a = &pair.a;
+    // Takes the connection and reads nothing: the transfer goes on for ever.
+    let hole = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let to = hole.local_addr().unwrap();
+    a.order(vec![sends(a, 3, to, false)]);
+    eventually("sending", || a.side(UID) == Some(SideState::Sending)).await;
+    a.order(vec![sends(a, 3, to, true)]);
+    eventually("kept", || matches!(a.side(UID), Some(SideState::Kept { .. }))).await;
+    a.runs(UID, 3).await;
+    pair.writes().await;
+    drop(hole);
+    // Nobody listens any more.
+    let outgoing = Outgoing { migration: name("n"), to, max_downtime: Span::from_millis(300), cancel: false };
+    a.order(vec![owns(UID, 3, Owner { outgoing: Some(outgoing), power: Power::Running, ..a.owner() })]);
+    eventually("kept again", || {
+        let report = a.report(UID).and_then(|report| report.migration);
+        report.is_some_and(|report| {
+            report.migration == name("n") && matches!(report.side, SideState::Kept { .. })
+        })
+    })
+    .await;
+    a.runs(UID, 3).await;
+    pair.writes().await;
+    pair.end(|pair| &pair.a, 5).await;
+}

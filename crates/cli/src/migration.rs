@@ -1,0 +1,210 @@
+//! Moving a running VM, and what it took.
+
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use sterna_base::units::{Bytes, Span};
+use sterna_client::migration::{Migration, Migrations, has_ended, progress};
+use sterna_client::operation::Operation;
+use sterna_model::forecast::{Forecast, Verdict};
+use sterna_model::meta::Name;
+use sterna_model::migration::{Outcome, Phase, Progress};
+
+use crate::Format;
+use crate::crud;
+use crate::exit::Result;
+use crate::migration_test;
+use crate::output::{Listed, table};
+use crate::readable::{age, size, span};
+use crate::select::Selector;
+use crate::session::Session;
+use crate::wait::{Talker, Wait};
+
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// List moves, past and present
+    List(Selector),
+    /// Show one move with forecast and measurement
+    Show(Show),
+    /// Stop a move; the VM stays where it runs
+    Cancel {
+        name: Name,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Check an installation: make a small VM, move it live between two hosts, remove it
+    Test(migration_test::Test),
+}
+
+#[derive(Debug, Args)]
+pub struct Show {
+    name: Name,
+}
+
+impl Listed for Migration {
+    const WORDS: &'static str = "migrations";
+    const HEAD: &'static [&'static str] =
+        &["name", "vm", "from", "to", "phase", "age", "took", "guest paused", "gap", "sent"];
+
+    fn row(&self) -> Vec<String> {
+        let mut row = vec![self.meta.name.to_string(), self.spec.vm.to_string()];
+        let Some(decision) = &self.decision else {
+            let to = self.spec.to.as_ref().map(Name::to_string).unwrap_or_default();
+            row.extend([String::new(), to, "pending".to_owned(), age(self.meta.created)]);
+            return row;
+        };
+        let name = |name: &Option<Name>| name.as_ref().map(Name::to_string).unwrap_or_default();
+        let measured = |value: Option<Span>| value.map(span).unwrap_or_default();
+        row.extend([name(&decision.source), name(&decision.target), decision.phase.word().to_owned()]);
+        row.push(age(decision.started));
+        if let Some(outcome) = &decision.outcome {
+            row.extend([measured(outcome.total), measured(outcome.downtime), measured(outcome.gap)]);
+            row.push(size(outcome.bytes));
+        }
+        row
+    }
+}
+
+pub async fn run(session: &Session, verb: Verb) -> Result<()> {
+    match verb {
+        Verb::List(selector) => crud::list::<Migrations>(session, &selector).await,
+        Verb::Show(Show { name }) if session.format == Format::Table => report(session, &name).await,
+        Verb::Show(Show { name }) => crud::show::<Migrations>(session, &name).await,
+        Verb::Cancel { name, wait } => {
+            let answer = session.client.migrations().cancel(&name).await?;
+            crud::finish(session, wait, &format!("migration {name}"), "is being cancelled", answer).await
+        }
+        Verb::Test(args) => migration_test::run(session, &args).await,
+    }
+}
+
+/// How often the numbers of a running transfer are asked for.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// Waits for the end of a migration's operation and shows its progress meanwhile.
+pub async fn watch(session: &Session, migration: &Name, operation: &Name) -> Result<Operation> {
+    let talker = Talker::new(session);
+    let operations = session.client.operations();
+    let ended = operations.wait(operation);
+    tokio::pin!(ended);
+    loop {
+        tokio::select! {
+            operation = &mut ended => return Ok(operation?),
+            () = tokio::time::sleep(LOOK) => {
+                // Only for the bar: what ends the wait is the answer above.
+                if let Ok(now) = session.client.migrations().get(migration).await {
+                    tell(&talker, &now);
+                }
+            }
+        }
+    }
+}
+
+fn tell(talker: &Talker<'_>, migration: &Migration) {
+    let vm = &migration.spec.vm;
+    let phase = migration.decision.as_ref().map_or("pending", |decision| decision.phase.word());
+    match progress(migration) {
+        Some(numbers) if phase == "copying" && talker.is_person() => {
+            let done = numbers.total.as_u64().saturating_sub(numbers.remaining.as_u64());
+            talker.fraction(done, numbers.total.as_u64().max(1));
+            talker.say(&format!("vm {vm}: {phase}  {}", numbers_text(&numbers)));
+        }
+        _ => talker.say(&format!("vm {vm}: {phase}")),
+    }
+}
+
+/// Bytes left, how fast the guest writes, how fast it is sent, and when it may be done.
+pub fn numbers_text(numbers: &Progress) -> String {
+    let rate = |bytes: Bytes| format!("{}/s", size(bytes));
+    let mut text = format!(
+        "left {}, dirty {}, sent {}",
+        size(numbers.remaining),
+        rate(numbers.dirty_rate),
+        rate(numbers.send_rate)
+    );
+    if let Some(eta) = numbers.eta {
+        text.push_str(&format!(", ETA {}", span(eta)));
+    }
+    if numbers.throttle > 0 {
+        text.push_str(&format!(", guest slowed by {} %", numbers.throttle));
+    }
+    text
+}
+
+/// Forecast and measurement side by side, in plain words.
+pub async fn report(session: &Session, name: &Name) -> Result<()> {
+    let migration = session.client.migrations().get(name).await?;
+    session.terminal.data(&report_text(&migration, session.terminal.width))
+}
+
+pub fn report_text(migration: &Migration, width: Option<u16>) -> String {
+    let Some(decision) = &migration.decision else {
+        return format!("vm {} waits to be moved.\n", migration.spec.vm);
+    };
+    let name = |name: &Option<Name>| name.as_ref().map_or("?".to_owned(), Name::to_string);
+    let (from, to) = (name(&decision.source), name(&decision.target));
+    let vm = &migration.spec.vm;
+    let mut text = match &decision.phase {
+        Phase::Succeeded => format!("vm {vm} moved from host {from} to host {to} while it ran.\n"),
+        Phase::Failed { why } => {
+            format!("vm {vm} was not moved from host {from} to host {to}: {why}. It stays.\n")
+        }
+        Phase::Cancelled => {
+            format!("vm {vm} was not moved: the move was cancelled. It stays on host {from}.\n")
+        }
+        phase => format!("vm {vm} moves from host {from} to host {to}: {}.\n", phase.word()),
+    };
+    let head = ["", "forecast", "measured"];
+    let rows = rows(migration.spec.forecast.as_ref(), decision.outcome.as_ref());
+    if !rows.is_empty() {
+        text.push_str(&table(&head, rows, width));
+    }
+    if !has_ended(migration)
+        && let Some(numbers) = progress(migration)
+    {
+        text.push_str(&format!("{}\n", numbers_text(&numbers)));
+    }
+    text
+}
+
+fn rows(forecast: Option<&Forecast>, outcome: Option<&Outcome>) -> Vec<Vec<String>> {
+    if forecast.is_none() && outcome.is_none() {
+        return Vec::new();
+    }
+    let expected = |value: fn(&Forecast) -> String| forecast.map(value).unwrap_or_default();
+    let measured = |value: fn(&Outcome) -> Option<String>| outcome.and_then(value).unwrap_or_default();
+    let mut rows = vec![
+        vec!["duration".to_owned(), expected(|f| span(f.total)), measured(|o| o.total.map(span))],
+        vec!["guest paused".to_owned(), expected(|f| span(f.downtime)), measured(|o| o.downtime.map(span))],
+        vec!["bytes sent".to_owned(), expected(|f| size(f.bytes)), measured(|o| Some(size(o.bytes)))],
+    ];
+    if let Some(outcome) = outcome {
+        rows.push(vec!["passes over memory".to_owned(), String::new(), outcome.rounds.to_string()]);
+        if let Some(gap) = outcome.gap {
+            rows.push(vec!["silence on the network".to_owned(), String::new(), span(gap)]);
+        }
+    }
+    rows
+}
+
+/// A forecast in plain words.
+pub fn forecast_text(forecast: &Forecast, to: Option<&Name>) -> String {
+    let verdict = match forecast.verdict {
+        Verdict::Fits => "It should go well.",
+        Verdict::NeedsThrottling => "The guest would have to be slowed for it.",
+        Verdict::NeedsLongerPause => {
+            "The guest would pause longer than asked for; allow more with --max-downtime."
+        }
+        Verdict::WillNotConverge => {
+            "The guest writes faster than the line carries: it would not end by itself."
+        }
+    };
+    let to = to.map(|to| format!(" to host {to}")).unwrap_or_default();
+    format!(
+        "A move{to} would take {}, send {} and pause the guest for {}. {verdict}\nFrom: {}.\n",
+        span(forecast.total),
+        size(forecast.bytes),
+        span(forecast.downtime),
+        forecast.basis
+    )
+}

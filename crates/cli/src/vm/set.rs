@@ -1,0 +1,68 @@
+//! `vm set`: changes, and when each of them holds.
+
+use clap::Args;
+use sterna_base::units::{Bytes, Span};
+use sterna_client::object::Patch;
+use sterna_client::vm::{Ask, Vms};
+use sterna_model::vm::CPUS_MAX;
+
+use crate::crud;
+use crate::exit::{Failure, Result};
+use crate::select::{LabelChange, Many};
+use crate::session::Session;
+use crate::vm::create::Restart;
+
+#[derive(Debug, Args)]
+pub struct Set {
+    #[command(flatten)]
+    many: Many,
+    /// Virtual CPUs; holds at the next start
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=i64::from(CPUS_MAX)))]
+    cpus: Option<u32>,
+    /// Memory, such as 2GiB; holds at the next start
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<Bytes>,
+    /// Label to give, or KEY- to take one away
+    #[arg(long = "set-label", value_name = "KEY=VALUE|KEY-")]
+    label_changes: Vec<LabelChange>,
+    /// Free text for people
+    #[arg(long, value_name = "TEXT")]
+    notes: Option<String>,
+    /// How long the guest may take to shut down before it is switched off
+    #[arg(long, value_name = "DURATION")]
+    shutdown_timeout: Option<Span>,
+    /// When the guest ends without being asked to
+    #[arg(long, value_enum, value_name = "WHEN")]
+    restart: Option<Restart>,
+}
+
+pub async fn run(session: &Session, args: Set) -> Result<()> {
+    let spec = Ask {
+        cpus: args.cpus,
+        memory: args.memory,
+        shutdown_timeout: args.shutdown_timeout,
+        restart: args.restart.map(Into::into),
+        ..Ask::default()
+    };
+    let spec = (spec != Ask::default()).then_some(spec);
+    let patch = Patch { notes: args.notes, spec, ..Patch::default() };
+    if patch == Patch::default() && args.label_changes.is_empty() {
+        return Err(Failure::usage("nothing to change", "for example --memory 2GiB or --set-label tier=web"));
+    }
+    let names = args.many.resolve::<Vms>(&session.client).await?;
+    let vms = session.client.vms();
+    crud::each(session, &names, async |name| {
+        let patch = crud::with_labels::<Vms, _>(session, name, patch.clone(), &args.label_changes).await?;
+        let answer = vms.patch(name, &patch).await?;
+        let mut told = Vec::new();
+        if !answer.applied.is_empty() {
+            told.push(format!("applied: {}", answer.applied.join(", ")));
+        }
+        if !answer.at_next_start.is_empty() {
+            told.push(format!("at next start: {}", answer.at_next_start.join(", ")));
+        }
+        let sentence = if told.is_empty() { "nothing to change".to_owned() } else { told.join("; ") };
+        session.done(&format!("vm {name}: {sentence}"), &answer)
+    })
+    .await
+}

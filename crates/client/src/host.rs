@@ -1,0 +1,75 @@
+//! Machines that run VMs, and the tokens that make one.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use sterna_base::clock::Timestamp;
+use sterna_base::units::Bytes;
+use sterna_model::host::{HostReport, HostSpec};
+use sterna_model::meta::Name;
+
+use crate::Client;
+use crate::error::Result;
+use crate::object::{Answer, Api, Object, Resource};
+
+#[derive(Debug)]
+pub struct Hosts;
+
+impl Resource for Hosts {
+    const PATH: &'static str = "hosts";
+    const KIND: &'static str = "host";
+    type Spec = HostSpec;
+    type Decision = Value;
+    type Report = HostReport;
+    type Status = HostStatus;
+}
+
+pub type Host = Object<HostSpec, Value, HostReport, HostStatus>;
+
+impl Client {
+    #[must_use]
+    pub fn hosts(&self) -> Api<'_, Hosts> {
+        Api::new(self)
+    }
+}
+
+/// A host in one word, one sentence and what it has to give.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostStatus {
+    /// Such as `ready`, `cordoned`, `draining` or `silent`.
+    pub state: String,
+    pub message: String,
+    /// VMs that it owns.
+    #[serde(default)]
+    pub vms: usize,
+    /// Memory that VMs may still take.
+    #[serde(default)]
+    pub memory_free: Bytes,
+    #[serde(flatten)]
+    pub more: serde_json::Map<String, Value>,
+}
+
+/// A single-use right to join one host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostToken {
+    /// `HOST:PORT/SECRET/PIN`, shown this once.
+    pub token: String,
+    pub expires: Timestamp,
+}
+
+impl Client {
+    /// Makes a token that one machine can join with.
+    pub async fn host_token(&self, host: Option<&Name>) -> Result<HostToken> {
+        self.post("/v1/host-tokens", &host.map_or_else(|| json!({}), |host| json!({ "host": host }))).await
+    }
+}
+
+impl Api<'_, Hosts> {
+    /// Moves every VM away, one by one; no new ones arrive.
+    pub async fn drain(&self, name: &Name) -> Result<Answer<Host>> {
+        self.ask(name, "drain", &json!({})).await
+    }
+
+    pub async fn undrain(&self, name: &Name) -> Result<Answer<Host>> {
+        self.ask(name, "undrain", &json!({})).await
+    }
+}

@@ -1,0 +1,121 @@
+//! The loop around turns: watches wake it, timers bound its patience, and it ends with its lease.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sterna_base::backoff::Backoff;
+use sterna_base::clock::Clock;
+use sterna_model::event::Event;
+use sterna_store::{Error, Lease, Store, Watch};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::leader::{self, KEEP_EVERY};
+use crate::turn::Mind;
+
+/// Planners wait for time as well as for changes (back-offs, deadlines); this is how late they may notice.
+const TICK: Duration = Duration::from_millis(500);
+/// Everything is read anew this often, in case a change was never told.
+const REREAD_EVERY: Duration = Duration::from_secs(30);
+/// Revisions that stay readable for watches that are behind.
+const REVISIONS_KEPT: u64 = 10_000;
+
+/// Where the reasons of committed actions go.
+pub type Sink = Arc<dyn Fn(Event) + Send + Sync>;
+
+/// Leads whenever it may, until cancelled. Ends with an error only when the store is closed for good.
+pub async fn run(
+    store: Arc<dyn Store>,
+    clock: Arc<dyn Clock>,
+    holder: String,
+    sink: Sink,
+    cancel: CancellationToken,
+) -> Result<(), Error> {
+    let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
+    loop {
+        let term = async {
+            let lease = leader::win(&*store, &holder).await?;
+            tracing::info!(epoch = lease.epoch, "leads");
+            lead(&store, &*clock, &lease, &sink).await
+        };
+        let result = tokio::select! {
+            biased;
+            () = cancel.cancelled() => return Ok(()),
+            result = term => result,
+        };
+        match result {
+            Ok(()) | Err(Error::Deposed { .. }) => backoff.reset(),
+            Err(error @ Error::Closed { .. }) => return Err(error),
+            Err(error) => tracing::warn!(%error, "control lost the store"),
+        }
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => return Ok(()),
+            () = sleep(backoff.next_delay()) => {}
+        }
+    }
+}
+
+/// One term of leadership.
+async fn lead(store: &Arc<dyn Store>, clock: &dyn Clock, lease: &Lease, sink: &Sink) -> Result<(), Error> {
+    let mut mind = Mind::read(Arc::clone(store)).await?;
+    let mut watch = store.watch("", mind.revision() + 1).await?;
+    let mut tick = interval(TICK);
+    let mut keep = interval(KEEP_EVERY);
+    let mut reread = interval(REREAD_EVERY);
+    for timer in [&mut tick, &mut keep, &mut reread] {
+        timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    }
+    reread.reset();
+    loop {
+        tokio::select! {
+            biased; // Losing the lease is most urgent; then what changed.
+            _ = keep.tick() => store.keep(lease).await?,
+            batch = watch.next() => follow(store, &mut mind, &mut watch, batch).await?,
+            _ = reread.tick() => {
+                mind.reread().await?;
+                store.compact(mind.revision().saturating_sub(REVISIONS_KEPT)).await?;
+            }
+            _ = tick.tick() => {}
+        }
+        let turn = mind.turn(lease, clock.now()).await?;
+        if turn.conflicts > 0 {
+            tracing::debug!(conflicts = turn.conflicts, "the ground changed; deciding again");
+        }
+        // The next round has to see what this one wrote, or it would decide the same things again and conflict.
+        while mind.revision() < turn.committed {
+            match timeout(TICK, watch.next()).await {
+                Ok(batch) => follow(store, &mut mind, &mut watch, batch).await?,
+                // It was never told.
+                Err(_) => mind.reread().await?,
+            }
+        }
+        for event in turn.events {
+            tracing::info!(
+                kind = event.kind,
+                name = event.name,
+                what = event.what,
+                why = event.why,
+                "decided"
+            );
+            sink(event);
+        }
+    }
+}
+
+async fn follow(
+    store: &Arc<dyn Store>,
+    mind: &mut Mind,
+    watch: &mut Watch,
+    batch: Result<sterna_store::Batch, Error>,
+) -> Result<(), Error> {
+    match batch {
+        Ok(batch) => mind.on_batch(&batch),
+        Err(Error::Compacted { .. }) => {
+            mind.reread().await?;
+            *watch = store.watch("", mind.revision() + 1).await?;
+        }
+        Err(error) => return Err(error),
+    }
+    Ok(())
+}

@@ -1,0 +1,102 @@
+//! One turn of control: catch up with the store, plan a round, commit it. No timers and no tasks in here.
+
+use std::sync::Arc;
+
+use sterna_base::clock::Timestamp;
+use sterna_model::event::Event;
+use sterna_plan::{Action, View};
+use sterna_store::{Batch, Error, Lease, Revision, Store, Txn};
+
+/// What became of a round.
+#[derive(Debug, Default)]
+pub struct Turn {
+    /// Why each committed action was taken.
+    pub events: Vec<Event>,
+    /// Actions whose ground had changed meanwhile: the next round decides again.
+    pub conflicts: usize,
+    /// The revision of the last commit; 0 when nothing was committed.
+    pub committed: Revision,
+}
+
+/// The leader's copy of the store.
+pub struct Mind {
+    store: Arc<dyn Store>,
+    view: View,
+}
+
+impl Mind {
+    /// Reads everything once.
+    pub async fn read(store: Arc<dyn Store>) -> Result<Self, Error> {
+        let view = read_view(&*store).await?;
+        Ok(Self { store, view })
+    }
+
+    #[must_use]
+    pub fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// From here on changes have to be told.
+    #[must_use]
+    pub fn revision(&self) -> Revision {
+        self.view.revision
+    }
+
+    /// Takes over one commit of the store.
+    pub fn on_batch(&mut self, batch: &Batch) {
+        for change in &batch.changes {
+            self.view.apply(&change.key, change.value.as_deref(), batch.revision);
+        }
+        self.view.revision = self.view.revision.max(batch.revision);
+    }
+
+    /// Reads everything anew: correctness does not rest on having been told every change.
+    pub async fn reread(&mut self) -> Result<(), Error> {
+        self.view = read_view(&*self.store).await?;
+        Ok(())
+    }
+
+    /// Plans a round and commits it, each action by itself, under the lease.
+    pub async fn turn(&mut self, lease: &Lease, now: Timestamp) -> Result<Turn, Error> {
+        let mut turn = Turn::default();
+        for action in sterna_plan::round(&self.view, now) {
+            match self.store.commit(txn(&action, lease)).await {
+                Ok(revision) => {
+                    turn.committed = revision;
+                    turn.events.push(action.event);
+                }
+                Err(Error::Conflict { .. }) => turn.conflicts += 1,
+                // A defect of one planner must not keep the others from working.
+                Err(error @ Error::Invalid { .. }) => {
+                    tracing::error!(%error, kind = action.event.kind, name = action.event.name, "unusable action");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(turn)
+    }
+}
+
+async fn read_view(store: &dyn Store) -> Result<View, Error> {
+    let snapshot = store.range("", None).await?;
+    let mut view = View::default();
+    for entry in &snapshot.entries {
+        view.apply(&entry.key, Some(&entry.value), entry.modified);
+    }
+    view.revision = snapshot.revision;
+    Ok(view)
+}
+
+fn txn(action: &Action, lease: &Lease) -> Txn {
+    let mut txn = Txn::new().led_by(lease);
+    for (key, revision) in &action.compares {
+        txn = txn.require(key.to_string(), *revision);
+    }
+    for (key, value) in &action.puts {
+        txn = txn.put(key.to_string(), value.to_string().into_bytes());
+    }
+    for key in &action.deletes {
+        txn = txn.delete(key.to_string());
+    }
+    txn
+}

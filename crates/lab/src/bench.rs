@@ -1,0 +1,14 @@
+//! `sterna bench NAME`: figures against bars, each beside its baseline in the same run.
+
+/// Accepting and listing, at the API.
+pub mod api;
+/// Every process killed in every phase.
+pub mod chaos;
+/// Moves against plain QEMU driven by hand.
+pub mod migration;
+/// The baseline: two QEMU processes driven by hand.
+pub mod plain;
+/// Figures, bars, table and JSON.
+pub mod table;
+/// What the benchmarks share.
+pub mod world;

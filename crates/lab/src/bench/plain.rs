@@ -1,0 +1,236 @@
+//! The baseline: two QEMU processes driven by hand, as a person with a terminal on both hosts would do it well.
+//!
+//! What it does, in order, timed from the decision until the target runs and the source is gone: starts the target
+//! with `-incoming defer` (without `-S`: QEMU continues the guest by itself), connects to it, sets `events` and
+//! `return-path` on both sides and the same bandwidth and downtime limits as Sterna's, has the target listen, starts
+//! the migration, waits for QEMU's `completed` event and for the target to run, ends the source with `quit` and waits
+//! for its process. It keeps no record, checks nothing, and would run the guest twice if the line broke at the wrong
+//! moment.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use sterna_qemu::qmp::migration::{Address, Capability, Parameters, Progress, Status};
+use sterna_qemu::qmp::{Client, Options};
+use tokio::net::UnixStream;
+use tokio::process::{Child, Command};
+use tokio::time::{sleep, timeout};
+
+/// What both machines are made of; the same as the VM it is compared with.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    pub program: PathBuf,
+    pub machine: String,
+    pub cpu_model: String,
+    pub memory_kib: u64,
+    pub disk: PathBuf,
+    pub mac: String,
+    /// Sockets go here.
+    pub folder: PathBuf,
+}
+
+/// One of the two hosts.
+#[derive(Debug, Clone)]
+pub struct Place {
+    pub namespace: String,
+    /// The segment's bridge in it.
+    pub bridge: String,
+    pub mtu: u32,
+    pub address: IpAddr,
+}
+
+/// A QEMU that somebody started by hand.
+pub struct Hand {
+    machine: Machine,
+    places: [Place; 2],
+    at: usize,
+    child: Child,
+    qmp: Client,
+    started: u32,
+}
+
+/// What one move took.
+#[derive(Debug, Clone)]
+pub struct Moved {
+    pub total: Duration,
+    pub downtime: Duration,
+    pub bytes: u64,
+}
+
+/// As Sterna's agent sets it: no limit of its own.
+pub const BANDWIDTH: u64 = 1 << 40;
+const DEADLINE: Duration = Duration::from_secs(120);
+const TAP: &str = "plain0";
+
+impl Hand {
+    /// Makes a port on both hosts and boots the guest on the first.
+    pub async fn boot(machine: Machine, places: [Place; 2]) -> anyhow::Result<Self> {
+        for place in &places {
+            make_port(place).await?;
+        }
+        let (child, qmp) = spawn(&machine, &places[0], 0, false).await?;
+        Ok(Self { machine, places, at: 0, child, qmp, started: 1 })
+    }
+
+    /// Moves the guest to the other host.
+    pub async fn migrate(&mut self, downtime_max: Duration) -> anyhow::Result<Moved> {
+        let decided = Instant::now();
+        let to = 1 - self.at;
+        let (child, target) = spawn(&self.machine, &self.places[to], self.started, true).await?;
+        self.started += 1;
+        for side in [&self.qmp, &target] {
+            side.set_migration_capabilities(&[Capability::Events, Capability::ReturnPath], &[]).await?;
+        }
+        let limits = Parameters {
+            max_bandwidth: Some(BANDWIDTH),
+            downtime_limit: Some(u64::try_from(downtime_max.as_millis())?),
+            ..Parameters::default()
+        };
+        self.qmp.set_migration_parameters(&limits).await?;
+        let ip = self.places[to].address;
+        target.migrate_incoming(&Address::Tcp { ip, port: 0 }).await?;
+        let port = listening_port(&target).await?;
+        self.qmp.migrate(&Address::Tcp { ip, port }).await?;
+        let progress = timeout(DEADLINE, completed(&self.qmp)).await.context("the move did not end")??;
+        timeout(DEADLINE, runs(&target)).await.context("the target does not run")??;
+        let source = std::mem::replace(&mut self.qmp, target);
+        // QEMU may close the connection before it answers; what counts is that the process ends.
+        let _ = source.quit().await;
+        self.child.wait().await.context("wait for the source")?;
+        self.child = child;
+        self.at = to;
+        let ram = progress.ram.unwrap_or_default();
+        Ok(Moved {
+            total: decided.elapsed(),
+            downtime: Duration::from_millis(progress.downtime.unwrap_or(0)),
+            bytes: ram.transferred,
+        })
+    }
+
+    /// Ends the guest and removes the ports.
+    pub async fn end(mut self) -> anyhow::Result<()> {
+        let _ = self.qmp.quit().await;
+        self.child.wait().await.context("wait for qemu")?;
+        for place in &self.places {
+            ip(&["-n", &place.namespace, "link", "delete", TAP]).await?;
+        }
+        Ok(())
+    }
+}
+
+async fn make_port(place: &Place) -> anyhow::Result<()> {
+    let namespace = place.namespace.as_str();
+    let mtu = place.mtu.to_string();
+    ip(&["-n", namespace, "tuntap", "add", "dev", TAP, "mode", "tap", "vnet_hdr"]).await?;
+    ip(&["-n", namespace, "link", "set", TAP, "mtu", &mtu, "master", &place.bridge, "up"]).await
+}
+
+async fn ip(arguments: &[&str]) -> anyhow::Result<()> {
+    let output = Command::new("ip").args(arguments).output().await.context("run ip")?;
+    if !output.status.success() {
+        bail!("ip {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}
+
+async fn spawn(
+    machine: &Machine,
+    place: &Place,
+    number: u32,
+    incoming: bool,
+) -> anyhow::Result<(Child, Client)> {
+    let socket = machine.folder.join(format!("plain-{number}.qmp"));
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", &place.namespace]).arg(&machine.program).args(arguments(machine, &socket));
+    if incoming {
+        command.args(["-incoming", "defer"]);
+    }
+    let child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::inherit())
+        .kill_on_drop(true)
+        .spawn()
+        .context("start qemu by hand")?;
+    let stream = timeout(DEADLINE, connect(&socket)).await.context("qemu does not listen")?;
+    Ok((child, Client::connect(stream, Options::default()).await?))
+}
+
+fn arguments(machine: &Machine, socket: &Path) -> Vec<String> {
+    let disk = machine.disk.display();
+    let list = [
+        "-nodefaults",
+        "-display",
+        "none",
+        "-machine",
+        &machine.machine,
+        "-accel",
+        "tcg",
+        "-cpu",
+        &machine.cpu_model,
+        "-m",
+        &format!("{}K", machine.memory_kib),
+        "-blockdev",
+        &format!(
+            "driver=qcow2,node-name=d0,file.driver=file,file.filename={disk},file.cache.direct=on,file.locking=on"
+        ),
+        "-device",
+        "virtio-blk-pci,drive=d0,bootindex=0",
+        "-netdev",
+        &format!("tap,id=n0,ifname={TAP},script=no,downscript=no"),
+        "-device",
+        &format!("virtio-net-pci,netdev=n0,mac={}", machine.mac),
+        "-qmp",
+        &format!("unix:{},server=on,wait=off", socket.display()),
+    ];
+    list.iter().map(|text| (*text).to_owned()).collect()
+}
+
+/// QEMU makes its socket some tens of milliseconds after its start.
+async fn connect(socket: &Path) -> UnixStream {
+    loop {
+        match UnixStream::connect(socket).await {
+            Ok(stream) => return stream,
+            Err(_) => sleep(Duration::from_millis(2)).await,
+        }
+    }
+}
+
+async fn listening_port(target: &Client) -> anyhow::Result<u16> {
+    let found = timeout(DEADLINE, async {
+        loop {
+            match target.incoming_port().await {
+                Ok(Some(port)) => return Ok(port),
+                Ok(None) => sleep(Duration::from_millis(1)).await,
+                Err(error) => return Err(error),
+            }
+        }
+    });
+    Ok(found.await.context("the target does not listen")??)
+}
+
+/// Waits on events; the status itself is the truth.
+async fn completed(source: &Client) -> anyhow::Result<Progress> {
+    let mut events = source.events();
+    loop {
+        let progress = source.query_migrate().await?;
+        match progress.status {
+            Status::Completed => return Ok(progress),
+            ref status if status.is_final() => bail!("the move ended as {status}: {:?}", progress.error_desc),
+            _ => {}
+        }
+        // A lost event must not stop the clock for ever.
+        let _ = timeout(Duration::from_millis(100), events.next()).await;
+    }
+}
+
+async fn runs(target: &Client) -> anyhow::Result<()> {
+    let mut events = target.events();
+    while !target.query_status().await?.is_running {
+        let _ = timeout(Duration::from_millis(20), events.next()).await;
+    }
+    Ok(())
+}

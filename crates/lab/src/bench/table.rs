@@ -1,0 +1,180 @@
+//! What a benchmark prints and writes: figures against their bars, and the baseline that each was measured beside.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+
+/// Exit code when a bar does not hold.
+pub const MISSED: u8 = 3;
+
+/// One figure.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Figure {
+    pub name: String,
+    pub value: f64,
+    pub unit: String,
+    /// The bar, in `unit`; absent: printed for information.
+    pub bar: Option<Bar>,
+    /// `None` when there is no bar.
+    pub holds: Option<bool>,
+    /// What the baseline measured, in `unit`.
+    pub baseline: Option<f64>,
+}
+
+/// Which side of a number is good.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Bar {
+    AtMost(f64),
+    AtLeast(f64),
+}
+
+impl Bar {
+    fn holds(self, value: f64) -> bool {
+        match self {
+            Bar::AtMost(bar) => value <= bar,
+            Bar::AtLeast(bar) => value >= bar,
+        }
+    }
+
+    fn text(self) -> String {
+        match self {
+            Bar::AtMost(bar) => format!("<= {}", short(bar)),
+            Bar::AtLeast(bar) => format!(">= {}", short(bar)),
+        }
+    }
+}
+
+/// All figures of one benchmark.
+#[derive(Debug, Default)]
+pub struct Table {
+    pub figures: Vec<Figure>,
+    /// Conditions under which it ran, printed above the figures.
+    pub notes: Vec<String>,
+}
+
+#[allow(clippy::too_many_arguments, reason = "the columns of one row, in order")]
+impl Table {
+    pub fn note(&mut self, text: impl Into<String>) {
+        self.notes.push(text.into());
+    }
+
+    /// A figure with a bar.
+    pub fn bar(&mut self, name: &str, value: f64, unit: &str, bar: Bar, baseline: Option<f64>) {
+        let holds = Some(bar.holds(value));
+        self.push(name, value, unit, Some(bar), holds, baseline);
+    }
+
+    /// A figure for information.
+    pub fn info(&mut self, name: &str, value: f64, unit: &str, baseline: Option<f64>) {
+        self.push(name, value, unit, None, None, baseline);
+    }
+
+    fn push(
+        &mut self,
+        name: &str,
+        value: f64,
+        unit: &str,
+        bar: Option<Bar>,
+        holds: Option<bool>,
+        baseline: Option<f64>,
+    ) {
+        let (name, unit) = (name.to_owned(), unit.to_owned());
+        self.figures.push(Figure { name, value, unit, bar, holds, baseline });
+    }
+
+    #[must_use]
+    pub fn all_hold(&self) -> bool {
+        self.figures.iter().all(|figure| figure.holds != Some(false))
+    }
+
+    #[must_use]
+    pub fn render(&self) -> String {
+        let mut text = String::new();
+        for note in &self.notes {
+            let _ = writeln!(text, "{note}");
+        }
+        let width = self.figures.iter().map(|figure| figure.name.len()).max().unwrap_or(0).max(6);
+        let _ = writeln!(
+            text,
+            "{:width$}  {:>12}  {:<6}  {:>12}  {:>12}  holds",
+            "figure", "value", "unit", "bar", "baseline"
+        );
+        for figure in &self.figures {
+            let bar = figure.bar.map_or_else(|| "-".to_owned(), Bar::text);
+            let baseline = figure.baseline.map_or_else(|| "-".to_owned(), short);
+            let holds = match figure.holds {
+                None => "",
+                Some(true) => "yes",
+                Some(false) => "NO",
+            };
+            let value = short(figure.value);
+            let (name, unit) = (&figure.name, &figure.unit);
+            let _ =
+                writeln!(text, "{name:width$}  {value:>12}  {unit:<6}  {bar:>12}  {baseline:>12}  {holds}");
+        }
+        text
+    }
+
+    /// Writes the figures as a JSON list.
+    pub fn write(&self, path: &Path) -> anyhow::Result<()> {
+        let directory = path.parent().context("the JSON file needs a folder")?;
+        std::fs::create_dir_all(directory).with_context(|| format!("make {}", directory.display()))?;
+        let text = serde_json::to_string_pretty(&self.figures).context("write figures as JSON")?;
+        std::fs::write(path, text).with_context(|| format!("write {}", path.display()))
+    }
+}
+
+/// Three significant decimals at most: these machines are too noisy for more.
+fn short(value: f64) -> String {
+    let decimals = if value.abs() >= 100.0 {
+        0
+    } else if value.abs() >= 10.0 {
+        1
+    } else {
+        3
+    };
+    let text = format!("{value:.decimals$}");
+    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
+}
+
+/// The value below which `share` (0 to 1) of the samples lie; nearest rank. NaN without samples.
+#[must_use]
+pub fn percentile(samples: &[f64], share: f64) -> f64 {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let rank = ((sorted.len() as f64 * share).ceil() as usize).clamp(1, sorted.len().max(1));
+    sorted.get(rank - 1).copied().unwrap_or(f64::NAN)
+}
+
+#[must_use]
+pub fn median(samples: &[f64]) -> f64 {
+    percentile(samples, 0.5)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_nearest_ranks() {
+        let samples: Vec<f64> = (1..=100).map(f64::from).collect();
+        assert_eq!(median(&samples), 50.0);
+        assert_eq!(percentile(&samples, 0.99), 99.0);
+        assert_eq!(percentile(&samples, 1.0), 100.0);
+        assert!(percentile(&[], 0.5).is_nan());
+    }
+
+    #[test]
+    fn one_missed_bar_is_a_miss_and_infos_never_are() {
+        let mut table = Table::default();
+        table.info("free", 9.0, "ms", None);
+        table.bar("met", 1.0, "ms", Bar::AtMost(1.0), Some(2.0));
+        assert!(table.all_hold());
+        table.bar("missed", f64::NAN, "ms", Bar::AtMost(1.0), None);
+        assert!(!table.all_hold(), "what could not be measured does not hold");
+        assert!(table.render().contains("NO"));
+    }
+}

@@ -1,0 +1,279 @@
+//! Names and addresses of a lab. Pure: what it says is made by `topology`.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+
+pub const DEFAULT_NAME: &str = "sterna";
+pub const DEFAULT_NET: &str = "10.91.0.0/16";
+pub const DEFAULT_DIR: &str = "/var/lib/sterna-lab";
+/// The port that the server serves on.
+pub const DEFAULT_PORT: u16 = 7443;
+/// Device names have 15 characters; `-lab` follows the name.
+const NAME_MAX: usize = 11;
+const HOSTS_PER_DATACENTRE: u8 = 2;
+
+/// One lab. Several can stand side by side: with other names, nets and ports.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lab {
+    pub name: String,
+    /// The first two bytes of every address.
+    pub net: [u8; 2],
+    pub port: u16,
+    #[serde(skip)]
+    pub dir: PathBuf,
+}
+
+/// A site.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Site {
+    A,
+    B,
+}
+
+/// A machine that runs VMs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Host {
+    pub site: Site,
+    /// From 1.
+    pub number: u8,
+}
+
+impl Site {
+    pub const ALL: [Site; 2] = [Site::A, Site::B];
+
+    #[must_use]
+    pub fn letter(self) -> char {
+        match self {
+            Site::A => 'a',
+            Site::B => 'b',
+        }
+    }
+
+    fn third_byte(self) -> u8 {
+        match self {
+            Site::A => 1,
+            Site::B => 2,
+        }
+    }
+
+    #[must_use]
+    pub fn other(self) -> Site {
+        match self {
+            Site::A => Site::B,
+            Site::B => Site::A,
+        }
+    }
+}
+
+impl Host {
+    pub fn all() -> impl Iterator<Item = Host> {
+        Site::ALL
+            .into_iter()
+            .flat_map(|site| (1..=HOSTS_PER_DATACENTRE).map(move |number| Host { site, number }))
+    }
+
+    /// `a1`.
+    #[must_use]
+    pub fn name(self) -> String {
+        format!("{}{}", self.site.letter(), self.number)
+    }
+}
+
+impl Lab {
+    pub fn new(name: &str, net: &str, port: u16, dir: &Path) -> Result<Self> {
+        let is_good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        ensure!(
+            (1..=NAME_MAX).contains(&name.len()) && name.chars().all(is_good) && !name.starts_with('-'),
+            "`{name}` is no name for a lab: 1 to {NAME_MAX} of a-z, 0-9 and -"
+        );
+        Ok(Self { name: name.to_owned(), net: parse_net(net)?, port, dir: std::path::absolute(dir)? })
+    }
+
+    /// What [`Lab::save`] wrote, if a lab was begun in `dir`.
+    pub fn load(dir: &Path) -> Result<Option<Self>> {
+        let dir = std::path::absolute(dir)?;
+        let file = dir.join("lab.json");
+        let Some(bytes) = sterna_base::file::read_if_there(&file).context("read lab.json")? else {
+            return Ok(None);
+        };
+        let lab: Self =
+            serde_json::from_slice(&bytes).with_context(|| format!("understand {}", file.display()))?;
+        Ok(Some(Self { dir, ..lab }))
+    }
+
+    pub fn save(&self) -> Result<()> {
+        std::fs::create_dir_all(&self.dir).with_context(|| format!("make {}", self.dir.display()))?;
+        let bytes = serde_json::to_vec_pretty(self)?;
+        sterna_base::file::write_atomically(&self.dir.join("lab.json"), &bytes, 0o644)
+            .context("write lab.json")
+    }
+
+    #[must_use]
+    pub fn address(&self, site: Site, last: u8) -> Ipv4Addr {
+        Ipv4Addr::new(self.net[0], self.net[1], site.third_byte(), last)
+    }
+
+    /// The network of the whole lab.
+    #[must_use]
+    pub fn cidr(&self) -> String {
+        format!("{}.{}.0.0/16", self.net[0], self.net[1])
+    }
+
+    #[must_use]
+    pub fn site_cidr(&self, site: Site) -> String {
+        format!("{}/24", self.address(site, 0))
+    }
+
+    #[must_use]
+    pub fn switch_space(&self, site: Site) -> String {
+        format!("{}-sw-{}", self.name, site.letter())
+    }
+
+    #[must_use]
+    pub fn switch_address(&self, site: Site) -> Ipv4Addr {
+        self.address(site, 1)
+    }
+
+    #[must_use]
+    pub fn host_space(&self, host: Host) -> String {
+        format!("{}-{}", self.name, host.name())
+    }
+
+    /// The namespace of the host with this name, such as `a1`.
+    #[must_use]
+    pub fn host_space_of(&self, name: &str) -> Option<String> {
+        Host::all().find(|host| host.name() == name).map(|host| self.host_space(host))
+    }
+
+    #[must_use]
+    pub fn host_address(&self, host: Host) -> Ipv4Addr {
+        self.address(host.site, 10 + host.number)
+    }
+
+    /// The device by which the machine itself joins site a.
+    #[must_use]
+    pub fn root_device(&self) -> String {
+        format!("{}-lab", self.name)
+    }
+
+    /// Where the server is reached by the hosts.
+    #[must_use]
+    pub fn root_address(&self) -> Ipv4Addr {
+        self.address(Site::A, 2)
+    }
+
+    /// A switch's end of the line between the sites.
+    #[must_use]
+    pub fn wan_address(&self, site: Site) -> Ipv4Addr {
+        Ipv4Addr::new(self.net[0], self.net[1], 255, site.third_byte())
+    }
+
+    /// Every namespace of the lab.
+    #[must_use]
+    pub fn spaces(&self) -> Vec<String> {
+        let hosts = Host::all().map(|host| self.host_space(host));
+        hosts.chain(Site::ALL.map(|site| self.switch_space(site))).collect()
+    }
+
+    /// The folder that the hosts of a site share.
+    #[must_use]
+    pub fn shared(&self, site: Site) -> PathBuf {
+        self.dir.join(format!("shared-{}", site.letter()))
+    }
+
+    #[must_use]
+    pub fn host_dir(&self, host: Host) -> PathBuf {
+        self.dir.join(host.name())
+    }
+
+    /// What lasts until the next boot: on tmpfs where the machine has one.
+    #[must_use]
+    pub fn run_root(&self) -> PathBuf {
+        Path::new("/run").join(format!("{}-lab", self.name))
+    }
+
+    #[must_use]
+    pub fn run_dir(&self, host: Host) -> PathBuf {
+        self.run_root().join(host.name())
+    }
+
+    #[must_use]
+    pub fn log(&self, role: &str) -> PathBuf {
+        self.dir.join("log").join(format!("{role}.log"))
+    }
+
+    /// Where the relay takes orders.
+    #[must_use]
+    pub fn wan_socket(&self) -> PathBuf {
+        self.dir.join("wan.sock")
+    }
+
+    /// What `sterna` is told to find the lab's server.
+    #[must_use]
+    pub fn cli_config(&self) -> PathBuf {
+        self.dir.join("cli.toml")
+    }
+}
+
+fn parse_net(text: &str) -> Result<[u8; 2]> {
+    let address: Option<Ipv4Addr> = text.strip_suffix("/16").and_then(|base| base.parse().ok());
+    match address.map(|address| address.octets()) {
+        Some([a, b, 0, 0]) if (1..224).contains(&a) && a != 127 => Ok([a, b]),
+        _ => bail!("`{text}` is no net for a lab: a /16 such as {DEFAULT_NET}"),
+    }
+}
+
+/// Whether two networks have addresses in common.
+#[must_use]
+pub fn overlaps(net: [u8; 2], route: &str) -> bool {
+    let (base, prefix) = route.split_once('/').unwrap_or((route, "32"));
+    let (Ok(IpAddr::V4(base)), Ok(prefix)) = (base.parse(), prefix.parse::<u32>()) else { return false };
+    if prefix == 0 || prefix > 32 {
+        return false;
+    }
+    let mask = u32::MAX << (32 - prefix.min(16));
+    (base.to_bits() ^ Ipv4Addr::new(net[0], net[1], 0, 0).to_bits()) & mask == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_follow_from_the_net() {
+        let lab = Lab::new("x", "10.92.0.0/16", 1, Path::new("/tmp/x")).unwrap();
+        let hosts: Vec<_> =
+            Host::all().map(|h| format!("{} {}", lab.host_space(h), lab.host_address(h))).collect();
+        assert_eq!(hosts, ["x-a1 10.92.1.11", "x-a2 10.92.1.12", "x-b1 10.92.2.11", "x-b2 10.92.2.12"]);
+        assert_eq!(lab.site_cidr(Site::B), "10.92.2.0/24");
+    }
+
+    #[test]
+    fn names_and_nets_that_cannot_be_are_refused() {
+        for (name, net) in
+            [("", DEFAULT_NET), ("twelve-chars", DEFAULT_NET), ("a/b", DEFAULT_NET), ("x", "10.91.0.0/24")]
+        {
+            assert!(Lab::new(name, net, 1, Path::new("/tmp/x")).is_err(), "{name} {net}");
+        }
+        assert!(Lab::new("x", "10.91.1.0/16", 1, Path::new("/tmp/x")).is_err());
+    }
+
+    #[test]
+    fn a_route_into_the_net_or_around_it_overlaps() {
+        for (route, expected) in [
+            ("10.91.7.0/24", true),
+            ("10.91.0.0/16", true),
+            ("10.0.0.0/8", true),
+            ("10.91.3.4", true),
+            ("10.92.0.0/16", false),
+            ("192.0.2.0/24", false),
+            ("default", false),
+        ] {
+            assert_eq!(overlaps([10, 91], route), expected, "{route}");
+        }
+    }
+}

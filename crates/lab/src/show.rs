@@ -1,0 +1,118 @@
+//! `sterna lab demo` and `sterna lab bench`: a lab that is made when it is not there.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+
+use crate::bench::table::{MISSED, Table};
+use crate::bench::world::World;
+use crate::bench::{api, chaos, migration};
+use crate::demo::Demo;
+use crate::down;
+use crate::place::Lab;
+use crate::say::Say;
+use crate::up::{self, Wishes};
+use crate::user::User;
+
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// Remove everything at the end; exit 0 only if no request was lost
+    #[arg(long)]
+    once: bool,
+    /// Disk image of the guest
+    #[arg(long, env = "STERNA_TINY_IMAGE", default_value = "target/images/tiny.qcow2", value_name = "FILE")]
+    image: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// migration, chaos or api
+    name: String,
+    /// A short form
+    #[arg(long)]
+    quick: bool,
+    /// Where the figures go as JSON [default: target/bench/NAME.json]
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Leave the lab running
+    #[arg(long)]
+    keep: bool,
+    /// Disk image of the guest
+    #[arg(long, env = "STERNA_TINY_IMAGE", default_value = "target/images/tiny.qcow2", value_name = "FILE")]
+    image: PathBuf,
+    /// QEMU of the baseline
+    #[arg(long, default_value = "qemu-system-x86_64", value_name = "FILE")]
+    qemu: PathBuf,
+}
+
+/// Shows a move, in the default lab.
+pub fn demo(args: &DemoArgs, lab: &Lab, say: Say) -> Result<ExitCode> {
+    check_image(&args.image)?;
+    let program = std::env::args().next().unwrap_or_else(|| "sterna".to_owned());
+    let demo = Demo { lab: lab.clone(), image: args.image.clone(), program };
+    let shown = up::up(lab, Wishes::default(), say).and_then(|()| runtime()?.block_on(demo.run()));
+    if args.once {
+        // Also when it failed: "once" leaves nothing behind.
+        down::down(lab, say)?;
+        return Ok(if shown?.lost == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
+    let shown = shown?;
+    println!("\nThe lab is still running. Try:");
+    for line in demo.lines_to_paste() {
+        println!("  {line}");
+    }
+    println!("Stop it and remove everything: {} lab down", demo.program);
+    Ok(if shown.lost == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Measures, in a lab of its own.
+pub fn bench(args: &BenchArgs, lab: &Lab, say: Say) -> Result<ExitCode> {
+    if !["migration", "chaos", "api"].contains(&args.name.as_str()) {
+        bail!("there is no benchmark `{}`: migration, chaos, api", args.name);
+    }
+    check_image(&args.image)?;
+    up::up(lab, Wishes::default(), say)?;
+    let measured = measure(args, lab);
+    if !args.keep {
+        down::down(lab, say)?;
+    }
+    let table = measured?;
+    print!("\n{}", table.render());
+    let file =
+        args.json.clone().unwrap_or_else(|| Path::new("target/bench").join(format!("{}.json", args.name)));
+    table.write(&file)?;
+    println!("written to {}", file.display());
+    Ok(if table.all_hold() { ExitCode::SUCCESS } else { MISSED.into() })
+}
+
+fn measure(args: &BenchArgs, lab: &Lab) -> Result<Table> {
+    runtime()?.block_on(async {
+        let world = World {
+            lab: lab.clone(),
+            user: User::of(lab)?,
+            image: args.image.clone(),
+            program: args.qemu.clone(),
+        };
+        match args.name.as_str() {
+            "migration" => {
+                let size = if args.quick { migration::Size::QUICK } else { migration::Size::WHOLE };
+                migration::run(&world, size).await
+            }
+            "chaos" => chaos::run(&world, if args.quick { 1 } else { 4 }).await,
+            _ => api::run(&world, if args.quick { 5 } else { 20 }).await,
+        }
+    })
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")
+}
+
+fn check_image(image: &Path) -> Result<()> {
+    if !image.is_file() {
+        bail!("there is no guest image at {}; make it with `./dev image`", image.display());
+    }
+    Ok(())
+}

@@ -1,0 +1,159 @@
+//! Builds a lab, or goes on where an interrupted start left it: every step looks first whether it was done.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::command::{self, Share};
+use crate::member::{Start, ensure_running};
+use crate::place::{Host, Lab, Site};
+use crate::say::{Did, Say};
+use crate::{cgroup, topology, wan};
+
+/// The server opens its store and port in well under a second; a busy machine may take longer.
+const SERVER_PATIENCE: Duration = Duration::from_secs(30);
+/// An agent's first report includes trying a small guest to find out whether KVM works.
+const HOSTS_PATIENCE: Duration = Duration::from_secs(60);
+const POLL: Duration = Duration::from_millis(50);
+/// Nothing works without these.
+const TOOLS: [(&str, &str); 1] = [("ip", "iproute2")];
+
+/// What [`up`] may be told.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Wishes {
+    pub share: Share,
+}
+
+/// Network, line, server, hosts: in that order.
+pub fn up(lab: &Lab, wishes: Wishes, say: Say) -> Result<()> {
+    network(lab, say)?;
+    server(lab, say)?;
+    for host in Host::all() {
+        start_host(lab, host, wishes, say)?;
+    }
+    say.step("wait until the server sees every host", || wait_for_hosts(lab))
+}
+
+/// Namespaces, devices, and the line between the datacentres.
+pub fn network(lab: &Lab, say: Say) -> Result<()> {
+    check_machine()?;
+    say.step("look whether the addresses are free", || topology::check_free(lab).map(|()| Did::It))?;
+    say.step("make the folders", || folders(lab))?;
+    for site in Site::ALL {
+        say.step(&format!("make the switch of datacentre {}", site.letter()), || {
+            topology::ensure_switch(lab, site).map(|()| Did::It)
+        })?;
+    }
+    say.step("join this machine to datacentre a", || topology::ensure_root(lab).map(|()| Did::It))?;
+    for host in Host::all() {
+        say.step(&format!("make the network of host {}", host.name()), || {
+            topology::ensure_host(lab, host).map(|()| Did::It)
+        })?;
+    }
+    say.step("start the line between the datacentres", || {
+        let words = command::wan_relay(lab);
+        let started = ensure_running(lab, &Start { role: "wan", space: None, cgroup: None, words: &words })?;
+        wait_until(SERVER_PATIENCE, "the relay to answer", lab, "wan", || {
+            wan::ask(&lab.wan_socket(), &wan::Order::Show).is_ok()
+        })?;
+        Ok(did(started))
+    })
+}
+
+fn server(lab: &Lab, say: Say) -> Result<()> {
+    say.step("set up the server", || {
+        if command::server_settings(lab).exists() {
+            return Ok(Did::Nothing);
+        }
+        command::init_server(lab).map(|()| Did::It)
+    })?;
+    say.step("start the server", || {
+        let words = command::server_run(lab);
+        let started =
+            ensure_running(lab, &Start { role: "server", space: None, cgroup: None, words: &words })?;
+        wait_until(SERVER_PATIENCE, "the server to answer", lab, "server", || command::server_answers(lab))?;
+        Ok(did(started))
+    })?;
+    say.step("describe datacentres and pools", || command::apply_objects(lab).map(|()| Did::It))
+}
+
+fn start_host(lab: &Lab, host: Host, wishes: Wishes, say: Say) -> Result<()> {
+    let name = host.name();
+    say.step(&format!("join host {name}"), || {
+        if command::agent_settings(lab, host).exists() {
+            return Ok(Did::Nothing);
+        }
+        std::fs::create_dir_all(lab.host_dir(host)).context("make the host's folder")?;
+        command::join_host(lab, host, wishes.share).map(|()| Did::It)
+    })?;
+    say.step(&format!("start host {name}"), || {
+        let cgroup = match wishes.share.cpus {
+            Some(cpus) => cgroup::ensure(lab, &name, cpus)?,
+            None => None,
+        };
+        let (space, words) = (lab.host_space(host), command::agent_run(lab, host));
+        let start = Start { role: &name, space: Some(&space), cgroup: cgroup.as_deref(), words: &words };
+        ensure_running(lab, &start).map(did)
+    })
+}
+
+fn check_machine() -> Result<()> {
+    ensure!(rustix::process::geteuid().is_root(), "a lab needs root: run it with sudo");
+    for (tool, package) in TOOLS {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let found = std::env::split_paths(&path).any(|dir| dir.join(tool).is_file());
+        ensure!(found, "`{tool}` is missing: apt-get install {package}");
+    }
+    ensure!(Path::new("/dev/net/tun").exists(), "/dev/net/tun is missing: modprobe tun");
+    Ok(())
+}
+
+fn folders(lab: &Lab) -> Result<Did> {
+    let is_new = Lab::load(&lab.dir)?.is_none();
+    lab.save()?;
+    for dir in Site::ALL.map(|site| lab.shared(site)).iter().chain([&lab.run_root()]) {
+        std::fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
+    }
+    Ok(did(is_new))
+}
+
+fn wait_for_hosts(lab: &Lab) -> Result<Did> {
+    let began = Instant::now();
+    loop {
+        let connected = command::connected_hosts(lab).unwrap_or_default();
+        let missing: Vec<_> = Host::all().map(Host::name).filter(|host| !connected.contains(host)).collect();
+        if missing.is_empty() {
+            return Ok(Did::It);
+        }
+        if began.elapsed() > HOSTS_PATIENCE {
+            let logs = lab.log(&missing[0]);
+            bail!("the server does not see {}; see {}", missing.join(", "), logs.display());
+        }
+        std::thread::sleep(POLL);
+    }
+}
+
+fn wait_until(
+    patience: Duration,
+    what: &str,
+    lab: &Lab,
+    role: &str,
+    mut holds: impl FnMut() -> bool,
+) -> Result<()> {
+    let deadline = Instant::now() + patience;
+    while !holds() {
+        ensure!(
+            Instant::now() < deadline,
+            "waited {} s in vain for {what}; see {}",
+            patience.as_secs(),
+            lab.log(role).display()
+        );
+        std::thread::sleep(POLL);
+    }
+    Ok(())
+}
+
+fn did(it: bool) -> Did {
+    if it { Did::It } else { Did::Nothing }
+}

@@ -1,0 +1,103 @@
+//! Machines that run VMs.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+use sterna_base::clock::Timestamp;
+use sterna_base::units::Bytes;
+use utoipa::ToSchema;
+
+use crate::cpu::{Accel, CpuReport};
+use crate::meta::Name;
+
+/// Written when a host joins; people change the cordon and the labels.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct HostSpec {
+    pub datacentre: Name,
+    pub cluster: Name,
+    pub addresses: Addresses,
+    /// A cordoned host gets no new VMs; those on it stay.
+    #[serde(default)]
+    pub cordoned: bool,
+    /// A draining host is emptied: its VMs move away one by one, and it gets no new ones.
+    #[serde(default)]
+    pub draining: bool,
+}
+
+/// Where a host is reached, by purpose. What has no address of its own uses `management`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Addresses {
+    #[schema(value_type = String)]
+    pub management: IpAddr,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub migration: Option<IpAddr>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub storage: Option<IpAddr>,
+}
+
+impl Addresses {
+    #[must_use]
+    pub fn for_migration(&self) -> IpAddr {
+        self.migration.unwrap_or(self.management)
+    }
+
+    #[must_use]
+    pub fn for_storage(&self) -> IpAddr {
+        self.storage.unwrap_or(self.management)
+    }
+}
+
+/// What the host itself saw; written by the gateway when something of it changes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct HostReport {
+    /// Changes with every boot: what was running before is gone.
+    pub boot_id: String,
+    pub sterna_version: String,
+    pub qemu_version: String,
+    pub accel: Accel,
+    /// Why this accelerator: the result of running a small guest.
+    pub accel_why: String,
+    pub cpus: u32,
+    #[schema(value_type = String)]
+    pub memory: Bytes,
+    pub cpu: CpuReport,
+    /// Storage pools by name: reachable, or why not.
+    #[serde(default)]
+    pub pools: BTreeMap<Name, PoolSeen>,
+    #[serde(default)]
+    pub link: LinkState,
+    /// When `link` last changed.
+    #[schema(value_type = String, format = DateTime)]
+    pub since: Timestamp,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum LinkState {
+    /// The agent is connected and has reported a complete inventory.
+    Connected,
+    /// No word from the agent. Says nothing about its VMs.
+    #[default]
+    Silent,
+}
+
+/// A storage pool as one host sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "state", rename_all = "lowercase")]
+pub enum PoolSeen {
+    Ready {
+        #[schema(value_type = String)]
+        capacity: Bytes,
+        /// Port on which this host serves an `nbd` pool; only on the pool's own host.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        port: Option<u16>,
+    },
+    Failed {
+        why: String,
+    },
+}

@@ -1,0 +1,42 @@
+//! The words of Sterna as types: what users ask for, what control decides, what hosts report, and the pure functions
+//! between them. No I/O, no clock, no randomness, no tokio.
+//!
+//! Each object has up to three columns in the store, each with one writer ([`key::Column`]):
+//! spec (API), decision (control), report (gateway, from agents). What users see is computed by [`status`].
+
+/// Clusters: hosts with one CPU baseline.
+pub mod cluster;
+/// CPU models that every host of a cluster can run.
+pub mod cpu;
+/// Sites with their own failure domain.
+pub mod datacentre;
+/// The one error type of the API: code, message, hint.
+pub mod error;
+/// Facts recorded for people, each with a reason.
+pub mod event;
+/// What a live migration is expected to take.
+pub mod forecast;
+/// Machines that run VMs.
+pub mod host;
+/// Immutable sources of boot disks.
+pub mod image;
+/// Where each column of each object lies in the store.
+pub mod key;
+/// Names, labels and what every object carries.
+pub mod meta;
+/// Moving a running VM: the one transition table.
+pub mod migration;
+/// L2 segments, their addresses, and MAC addresses.
+pub mod network;
+/// Long work that a user can wait for.
+pub mod operation;
+/// Places that hold volumes.
+pub mod pool;
+/// What users see of a VM, computed from the three columns.
+pub mod status;
+/// Who may talk to the API.
+pub mod token;
+/// Virtual servers.
+pub mod vm;
+/// Virtual disks.
+pub mod volume;

@@ -1,0 +1,260 @@
+//! All that is decided about one host, as its agent gets it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+
+use sterna_model::host::PoolSeen;
+use sterna_model::meta::Name;
+use sterna_model::migration::{MigrationDecision, MigrationSpec, Phase};
+use sterna_model::network::NetworkKind as Kind;
+use sterna_model::pool::PoolKind;
+use sterna_model::vm::{Power, VmDecision};
+use sterna_wire::assignment::{
+    Assignment, Disk, Export, Lease, Machine, NetworkAssignment, NetworkKind, Outgoing, Owner,
+    PoolAssignment, Role, VmAssignment, VolumeAssignment,
+};
+
+use crate::migration;
+use crate::view::{Host, View, Vm};
+
+/// The whole assignment of a host; empty for a host that has not joined.
+#[must_use]
+pub fn assignment(view: &View, host: &Name) -> Assignment {
+    let mut assignment = Assignment {
+        revision: view.revision,
+        host: host.clone(),
+        vms: Vec::new(),
+        networks: Vec::new(),
+        pools: Vec::new(),
+        volumes: Vec::new(),
+    };
+    if let Some(host) = view.host(host) {
+        let arriving = view.migrations_on(host.name).filter_map(|(_, spec, _)| view.vm(&spec.vm));
+        let vms: BTreeMap<_, _> = view.vms_on(host.name).chain(arriving).map(|vm| (vm.name, vm)).collect();
+        assignment.vms = vms.values().filter_map(|vm| of_vm(view, vm, &host)).collect();
+        assignment.networks = networks(view, &host, &assignment.vms);
+        assignment.pools = pools(view, &host);
+        assignment.volumes = volumes(view, &host);
+    }
+    assignment
+}
+
+fn of_vm(view: &View, vm: &Vm<'_>, host: &Host<'_>) -> Option<VmAssignment> {
+    let decision = vm.decision()?;
+    let migration = view.migration_of(vm.name);
+    let role = |epoch, role| Some(VmAssignment { name: vm.name.clone(), uid: vm.meta.uid, epoch, role });
+    if decision.owner.host == *host.name {
+        return role(decision.owner.epoch, Role::Owner(Box::new(owner(view, vm, decision, migration, host))));
+    }
+    let row = vm.entry.reports.get(host.name);
+    match migration {
+        Some((name, _, moving)) if moving.target.as_ref() == Some(host.name) => {
+            // What an earlier move left here goes first: a host has one copy of a VM at a time.
+            let leftover = row.is_some_and(|row| row.state.has_process() && row.epoch != moving.next_epoch);
+            if !leftover && matches!(moving.phase, Phase::Preparing | Phase::Copying { .. }) {
+                let incoming = Role::Incoming {
+                    migration: name.clone(),
+                    machine: Box::new(machine(view, vm, decision)),
+                    listen: host.spec.addresses.for_migration(),
+                };
+                return role(moving.next_epoch, incoming);
+            }
+        }
+        // The source keeps its paused copy until the target runs: it may get the VM back.
+        Some((_, _, moving))
+            if moving.source.as_ref() == Some(host.name)
+                && matches!(moving.phase, Phase::Resuming { .. }) =>
+        {
+            return None;
+        }
+        _ => {}
+    }
+    let row = row.filter(|row| row.state.has_process())?;
+    role(row.epoch, Role::Release)
+}
+
+type Moving<'a> = Option<(&'a Name, &'a MigrationSpec, &'a crate::view::Row<MigrationDecision>)>;
+
+fn owner(view: &View, vm: &Vm<'_>, decision: &VmDecision, migration: Moving<'_>, host: &Host<'_>) -> Owner {
+    let outgoing = migration.and_then(|(name, spec, moving)| {
+        let sends = moving.source.as_ref() == Some(host.name) && moving.epoch == decision.owner.epoch;
+        let Phase::Copying { listen } = &moving.phase else { return None };
+        let to: SocketAddr = listen.parse().ok()?;
+        let cancel = migration::is_cancelled(spec, vm);
+        sends.then(|| Outgoing { migration: name.clone(), to, max_downtime: spec.max_downtime, cancel })
+    });
+    // Stopping waits until the transfer has been called off, so that exactly one side ends it.
+    let power = match (&outgoing, vm.meta.deleting) {
+        (Some(_), _) => Power::Running,
+        (None, Some(_)) => Power::Off,
+        (None, None) => vm.spec.power,
+    };
+    Owner {
+        machine: machine(view, vm, decision),
+        power,
+        reset_request: vm.spec.reset_request,
+        shutdown_timeout: vm.spec.shutdown_timeout,
+        continues: decision.continues.clone(),
+        outgoing,
+    }
+}
+
+fn machine(view: &View, vm: &Vm<'_>, decision: &VmDecision) -> Machine {
+    let disks = decision.hardware.volumes.iter().filter_map(|name| {
+        let entry = view.volumes.get(name)?;
+        let volume = entry.decision.as_ref()?;
+        Some(Disk {
+            volume: name.clone(),
+            uid: entry.meta()?.uid,
+            pool: volume.pool.clone(),
+            format: volume.format,
+            image: volume.image.clone(),
+        })
+    });
+    Machine {
+        hardware: decision.hardware.clone(),
+        disks: disks.collect(),
+        cloud_init: vm.spec.cloud_init.clone(),
+    }
+}
+
+fn networks(view: &View, host: &Host<'_>, vms: &[VmAssignment]) -> Vec<NetworkAssignment> {
+    view.networks
+        .iter()
+        .filter_map(|(name, entry)| {
+            let spec = &entry.spec.as_ref()?.value.spec;
+            let kind = match &spec.kind {
+                Kind::Bridge { bridge, vlan } => NetworkKind::Bridge { bridge: bridge.clone(), vlan: *vlan },
+                Kind::Overlay { cidr } => {
+                    let decision = entry.decision.as_ref()?;
+                    let others = decision.hosts.keys().filter(|other| *other != host.name);
+                    NetworkKind::Overlay {
+                        vni: decision.vni,
+                        cidr: *cidr,
+                        host_address: *decision.hosts.get(host.name)?,
+                        peers: others
+                            .filter_map(|other| view.host(other))
+                            .map(|other| other.spec.addresses.management)
+                            .collect(),
+                        leases: leases(name, vms),
+                    }
+                }
+            };
+            Some(NetworkAssignment { name: name.clone(), kind })
+        })
+        .collect()
+}
+
+fn leases(network: &Name, vms: &[VmAssignment]) -> Vec<Lease> {
+    vms.iter()
+        .filter_map(|vm| match &vm.role {
+            Role::Owner(owner) => Some((vm, &owner.machine)),
+            Role::Incoming { machine, .. } => Some((vm, &**machine)),
+            Role::Release => None,
+        })
+        .flat_map(|(vm, machine)| machine.hardware.nics.iter().map(move |nic| (vm, nic)))
+        .filter(|(_, nic)| nic.network == *network)
+        .filter_map(|(vm, nic)| {
+            Some(Lease { mac: nic.mac, address: nic.address?, hostname: vm.name.clone() })
+        })
+        .collect()
+}
+
+fn pools(view: &View, host: &Host<'_>) -> Vec<PoolAssignment> {
+    view.pools
+        .iter()
+        .filter_map(|(name, entry)| {
+            let spec = &entry.spec.as_ref()?.value.spec;
+            let elsewhere = spec.datacentre.as_ref().is_some_and(|pool| *pool != host.spec.datacentre);
+            (!elsewhere).then(|| PoolAssignment {
+                name: name.clone(),
+                kind: spec.kind.clone(),
+                server: server(view, name, &spec.kind),
+                exports: exports(view, name, &spec.kind, host),
+            })
+        })
+        .collect()
+}
+
+/// Where an `nbd` pool is served.
+fn server(view: &View, pool: &Name, kind: &PoolKind) -> Option<SocketAddr> {
+    let PoolKind::Nbd { host, .. } = kind else { return None };
+    let host = view.host(host)?;
+    match host.report?.pools.get(pool)? {
+        PoolSeen::Ready { port: Some(port), .. } => {
+            Some(SocketAddr::new(host.spec.addresses.for_storage(), *port))
+        }
+        _ => None,
+    }
+}
+
+/// One export for each VM that has, or is about to get, a right to the volume: none outlives its epoch.
+fn exports(view: &View, pool: &Name, kind: &PoolKind, host: &Host<'_>) -> Vec<Export> {
+    if !matches!(kind, PoolKind::Nbd { host: server, .. } if server == host.name) {
+        return Vec::new();
+    }
+    let volumes = view.index.volumes_by_pool.of(pool).filter_map(|name| {
+        let entry = view.volumes.get(name)?;
+        Some((name, entry.meta()?.uid, entry.decision.as_ref()?))
+    });
+    let mut exports = Vec::new();
+    for (name, uid, volume) in volumes {
+        for vm in view.index.vms_by_volume.of(name).filter_map(|vm| view.vm(vm)) {
+            exports.extend(epochs(view, &vm).into_iter().map(|epoch| Export {
+                volume: name.clone(),
+                uid,
+                format: volume.format,
+                image: volume.image.clone(),
+                vm: vm.meta.uid,
+                epoch,
+            }));
+        }
+    }
+    exports
+}
+
+/// The epochs under which a copy that may run has its disks open, or is about to: the owner's, and while a migration is
+/// under way that of the other side that may become the owner.
+fn epochs(view: &View, vm: &Vm<'_>) -> BTreeSet<u64> {
+    let Some(decision) = vm.decision() else { return BTreeSet::new() };
+    // A VM that is stopped and stays so has no right to its disks; only then can they be grown where they lie.
+    if !vm.is_wanted() && !vm.entry.reports.values().any(|row| row.state.has_process()) {
+        return BTreeSet::new();
+    }
+    let owner = decision.opened.unwrap_or(decision.owner.epoch);
+    let other = view.migration_of(vm.name).and_then(|(_, _, moving)| match moving.phase {
+        Phase::Preparing | Phase::Copying { .. } => Some(moving.next_epoch),
+        // The source gets the VM back if the target is lost now.
+        Phase::Resuming { .. } => Some(moving.opened.unwrap_or(moving.epoch)),
+        _ => None,
+    });
+    BTreeSet::from_iter(other.into_iter().chain([owner]))
+}
+
+fn volumes(view: &View, host: &Host<'_>) -> Vec<VolumeAssignment> {
+    let here = view.index.volumes_by_host.of(host.name);
+    here.filter_map(|name| {
+        let entry = view.volumes.get(name)?;
+        let object = &entry.spec.as_ref()?.value;
+        let decision = entry.decision.as_ref()?;
+        Some(VolumeAssignment {
+            name: name.clone(),
+            uid: object.meta.uid,
+            pool: decision.pool.clone(),
+            format: decision.format,
+            size: decision.size,
+            image: decision.image.clone(),
+            in_use_by: user_here(view, name, host),
+            wanted: object.meta.deleting.is_none(),
+        })
+    })
+    .collect()
+}
+
+/// The VM that has this volume open on this host.
+fn user_here(view: &View, volume: &Name, host: &Host<'_>) -> Option<uuid::Uuid> {
+    let users = view.index.vms_by_volume.of(volume).filter_map(|name| view.vm(name));
+    let mut open =
+        users.filter(|vm| vm.entry.reports.get(host.name).is_some_and(|row| row.state.has_process()));
+    open.next().map(|vm| vm.meta.uid)
+}

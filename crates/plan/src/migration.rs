@@ -1,0 +1,426 @@
+//! Moves running VMs: reads what both hosts report and steps `model::migration`'s transition table.
+//!
+//! Reads: specs of migrations, the VM's rows of both hosts. Decides: phase, and at the handover the VM's owner, in one
+//! transaction that compares everything it rests on.
+//! Never talks to a host: orders travel in assignments (`assignment`). Never reads measurements.
+
+use std::cmp::Ordering;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use sterna_base::clock::Timestamp;
+use sterna_base::units::Span;
+use sterna_model::key::{Column, Key, Kind};
+use sterna_model::meta::Name;
+use sterna_model::migration::{Event, MigrationDecision, MigrationSpec, Outcome, Phase, SideState};
+use sterna_model::vm::{CopyState, Exit, Owner, VmDecision, VmReport};
+
+use crate::action::Action;
+use crate::check::{self, Needs};
+use crate::placement;
+use crate::view::{MigrationEntry, Row, View, Vm};
+
+/// Migrations that may leave a host at the same time: two saturate a line and a core without starving each other.
+pub const OUTGOING_MAX: usize = 2;
+/// And arrive.
+pub const INCOMING_MAX: usize = 2;
+/// A target that has not started to listen by then will not: QEMU needs a fraction of a second.
+const PREPARING_MAX: Duration = Duration::from_secs(30);
+
+#[must_use]
+pub fn plan(view: &View, now: Timestamp) -> Vec<Action> {
+    let mut seen = view.clone();
+    let mut actions = Vec::new();
+    for name in view.index.open_migrations.iter() {
+        let Some(entry) = view.migrations.get(name) else { continue };
+        // Slots are counted in what was admitted so far.
+        if let Some(action) = step(&seen, name, entry, now) {
+            action.apply(&mut seen);
+            actions.push(action);
+        }
+    }
+    actions
+}
+
+fn step(view: &View, name: &Name, entry: &MigrationEntry, now: Timestamp) -> Option<Action> {
+    let spec = &entry.spec.as_ref()?.value.spec;
+    // Of a VM that cannot be read nothing is known, least of all that it is gone.
+    if view.is_broken(Kind::Migration, name) || view.is_broken(Kind::Vm, &spec.vm) {
+        return None;
+    }
+    let it = Move { view, name, spec, now };
+    match &entry.decision {
+        None => Some(it.begin()),
+        Some(decision) if decision.phase.has_ended() => None,
+        Some(decision) if decision.phase == Phase::Pending => it.admission(decision, true),
+        Some(decision) => it.go_on(decision),
+    }
+}
+
+/// One migration in one round.
+struct Move<'a> {
+    view: &'a View,
+    name: &'a Name,
+    spec: &'a MigrationSpec,
+    now: Timestamp,
+}
+
+impl Move<'_> {
+    /// First sight: admitted at once when there is a slot, which saves a transaction.
+    fn begin(&self) -> Action {
+        let epoch = self.vm().and_then(|vm| vm.decision()).map_or(0, |decision| decision.owner.epoch);
+        let first = MigrationDecision {
+            phase: Phase::Pending,
+            epoch,
+            next_epoch: 0,
+            opened: None,
+            source: self.vm().and_then(|vm| vm.decision()).map(|decision| decision.owner.host.clone()),
+            target: None,
+            method: String::new(),
+            started: self.now,
+            since: self.now,
+            outcome: None,
+        };
+        self.admission(&first, false)
+            .unwrap_or_else(|| self.write(&first, "asked for", "waits for a free slot".to_owned()))
+    }
+
+    /// `None`: goes on waiting.
+    fn admission(&self, decision: &MigrationDecision, is_decided: bool) -> Option<Action> {
+        if self.wants_cancel() {
+            return self.advance(decision, Event::CancelRequested);
+        }
+        if let Some(rival) = self.rival(decision, is_decided) {
+            let why = format!("migration {rival} of VM {} is under way", self.spec.vm);
+            let key = Key::decision(Kind::Migration, rival);
+            return Some(self.advance(decision, Event::Refused { why })?.compare(self.view, key));
+        }
+        let target = match self.target() {
+            Ok(target) => target,
+            Err(why) => return self.advance(decision, Event::Refused { why }),
+        };
+        let vm = self.vm()?;
+        let source = &vm.decision()?.owner;
+        let (out, _) = self.slots(&source.host);
+        let (_, incoming) = self.slots(&target.0);
+        if out >= OUTGOING_MAX || incoming >= INCOMING_MAX {
+            return None;
+        }
+        let admitted = MigrationDecision {
+            epoch: source.epoch,
+            next_epoch: vm.next_epoch(),
+            opened: vm.decision()?.opened,
+            source: Some(source.host.clone()),
+            target: Some(target.0.clone()),
+            method: "memory only, straight from host to host: every volume is in a shared pool".to_owned(),
+            ..decision.clone()
+        };
+        let next = decision.phase.clone().on(Event::Admitted).ok()?;
+        let admitted = MigrationDecision { phase: next, since: self.now, ..admitted };
+        let action = self.write(&admitted, "preparing", target.1);
+        Some(action.compare(self.view, Key::spec(Kind::Host, &target.0)))
+    }
+
+    /// Another migration of the same VM that comes first: one that has begun, else the one that was seen first.
+    fn rival(&self, decision: &MigrationDecision, is_decided: bool) -> Option<&Name> {
+        let others = self.view.index.migrations_by_vm.of(&self.spec.vm).filter(|name| *name != self.name);
+        others
+            .filter_map(|name| Some((name, self.view.migrations.get(name)?.decision.as_ref()?)))
+            .filter(|(_, other)| !other.phase.has_ended())
+            .find(|(name, other)| {
+                let earlier = (other.started, *name) < (decision.started, self.name);
+                other.phase != Phase::Pending || !is_decided || earlier
+            })
+            .map(|(name, _)| name)
+    }
+
+    /// The host to move to and why, or why there is none.
+    fn target(&self) -> Result<(Name, String), String> {
+        let vm = self.vm().ok_or_else(|| format!("VM {} does not exist", self.spec.vm))?;
+        let decision = vm.decision().ok_or("the VM has never been started")?;
+        check::can_leave(self.view, &vm)?;
+        match &self.spec.to {
+            Some(to) => check::migration(self.view, &vm, to)
+                .map(|()| (to.clone(), format!("to host {to} as asked")))
+                .map_err(|reasons| reasons.join("; ")),
+            None => placement::choose(self.view, &vm, &Needs::of(&vm), Some(&decision.owner.host)),
+        }
+    }
+
+    /// Transfers under way from and to a host. What is only being tidied up takes nothing from the line.
+    fn slots(&self, host: &Name) -> (usize, usize) {
+        let busy = |phase: &Phase| {
+            matches!(
+                phase,
+                Phase::Preparing | Phase::Copying { .. } | Phase::Resuming { .. } | Phase::Returning { .. }
+            )
+        };
+        let here = || self.view.migrations_on(host).filter(|(_, _, decision)| busy(&decision.phase));
+        let from = here().filter(|(_, _, decision)| decision.source.as_ref() == Some(host)).count();
+        let to = here().filter(|(_, _, decision)| decision.target.as_ref() == Some(host)).count();
+        (from, to)
+    }
+
+    fn go_on(&self, decision: &MigrationDecision) -> Option<Action> {
+        let event = self.observe(decision)?;
+        self.advance(decision, event)
+    }
+
+    /// What the reports say has happened since the phase began; the most final first.
+    fn observe(&self, decision: &MigrationDecision) -> Option<Event> {
+        match &decision.phase {
+            Phase::Preparing => self.observe_preparing(decision),
+            Phase::Copying { .. } => self.observe_copying(decision),
+            Phase::Resuming { epoch } => self.observe_resuming(decision, *epoch),
+            Phase::Returning { epoch, .. } => self.observe_returning(decision, *epoch),
+            Phase::Finishing { .. } => self.source_is_gone(decision).then_some(Event::SourceGone),
+            Phase::Undoing { .. } => self.target_is_gone(decision).then_some(Event::TargetGone),
+            Phase::Pending | Phase::Succeeded | Phase::Failed { .. } | Phase::Cancelled => None,
+        }
+    }
+
+    fn observe_preparing(&self, decision: &MigrationDecision) -> Option<Event> {
+        if let Some(why) = self.source_ended(decision) {
+            return Some(Event::SourceKept { why, cancelled: false });
+        }
+        if self.wants_cancel() {
+            return Some(Event::CancelRequested);
+        }
+        let target = self.target_row(decision).filter(|row| row.epoch == decision.next_epoch);
+        if let Some(why) = target.and_then(|row| ended(row)) {
+            return Some(Event::TargetLost {
+                why: format!("the target could not start: {why}"),
+                next_epoch: 0,
+            });
+        }
+        if let Some(SideState::Listening { at }) = target.and_then(|row| self.side(row)) {
+            // The source could never send to what is no address, and would be waited for in vain.
+            return Some(match at.parse::<SocketAddr>() {
+                Ok(_) => Event::TargetListens { at: at.clone() },
+                Err(_) => Event::TargetLost { why: format!("the target listens at {at:?}"), next_epoch: 0 },
+            });
+        }
+        let late = self.now.since(decision.since) > PREPARING_MAX;
+        late.then(|| Event::DeadlinePassed {
+            what: format!("the target did not listen within {PREPARING_MAX:?}"),
+        })
+    }
+
+    fn observe_copying(&self, decision: &MigrationDecision) -> Option<Event> {
+        // Only the copy that was sent can have been released, and only while it is the owner's.
+        let row = self
+            .source_row(decision)
+            .filter(|row| row.epoch == decision.epoch && self.is_at_source(decision));
+        match row.and_then(|row| self.side(row)) {
+            Some(SideState::Released { .. }) => {
+                return Some(Event::SourceReleased { next_epoch: decision.next_epoch });
+            }
+            Some(SideState::Kept { why }) => {
+                return Some(Event::SourceKept { why: why.clone(), cancelled: self.wants_cancel() });
+            }
+            _ => {}
+        }
+        self.source_ended(decision).map(|why| Event::SourceKept { why, cancelled: false })
+    }
+
+    /// The source owns the VM under the epoch that the move began with.
+    fn is_at_source(&self, decision: &MigrationDecision) -> bool {
+        let owner = self.vm().and_then(|vm| vm.decision()).map(|has| &has.owner);
+        owner.is_some_and(|owner| {
+            owner.epoch == decision.epoch && Some(&owner.host) == decision.source.as_ref()
+        })
+    }
+
+    fn observe_resuming(&self, decision: &MigrationDecision, epoch: u64) -> Option<Event> {
+        let target = decision.target.as_ref()?;
+        let row = self.row(target).filter(|row| row.epoch == epoch);
+        // Once continued there, memory on the source is older than the disks, whatever became of the target since.
+        if row.is_some_and(|row| matches!(self.side(row), Some(SideState::Continued))) {
+            return Some(Event::TargetRuns);
+        }
+        let lost = |why: String| {
+            let next_epoch = self.vm()?.next_epoch();
+            Some(Event::TargetLost { why: format!("the target was lost: {why}"), next_epoch })
+        };
+        match row.map(|row| &row.state) {
+            // With its notes the host lost the memory of whether the guest had run: it must be taken to have.
+            Some(CopyState::Stopped { exit: Exit::Lost }) => Some(Event::TargetRuns),
+            Some(CopyState::Stopped { exit }) => lost(format!("{exit:?}")),
+            _ if self.view.is_removed(target) => Some(Event::TargetRuns),
+            _ => None,
+        }
+    }
+
+    fn observe_returning(&self, decision: &MigrationDecision, epoch: u64) -> Option<Event> {
+        if self.source_is_removed(decision) {
+            return Some(Event::SourceGone);
+        }
+        let Some(row) = self.source_row(decision) else { return Some(Event::SourceGone) };
+        let runs = matches!(row.state, CopyState::Running | CopyState::Paused { .. });
+        match row.epoch.cmp(&epoch) {
+            Ordering::Equal if runs => Some(Event::SourceRuns),
+            // Also when it ended under its old epoch before it heard of the new one.
+            Ordering::Equal | Ordering::Less => ended(row).map(|_| Event::SourceGone),
+            Ordering::Greater => Some(Event::SourceGone),
+        }
+    }
+
+    /// Why the source copy can no longer be sent: it ended, or the VM has another owner or epoch.
+    fn source_ended(&self, decision: &MigrationDecision) -> Option<String> {
+        let Some(vm) = self.vm() else { return Some("the VM was removed".to_owned()) };
+        let owner = &vm.decision()?.owner;
+        if !self.is_at_source(decision) {
+            return Some("the VM was started anew".to_owned());
+        }
+        if self.source_is_removed(decision) {
+            return Some(format!("host {} was removed", owner.host));
+        }
+        ended(vm.owner_report()?).map(|why| format!("the source copy ended: {why}"))
+    }
+
+    fn source_is_removed(&self, decision: &MigrationDecision) -> bool {
+        decision.source.as_ref().is_none_or(|source| self.view.is_removed(source))
+    }
+
+    /// It said that it will not run: a silent source is no reason to keep the migration open.
+    fn source_is_gone(&self, decision: &MigrationDecision) -> bool {
+        self.is_left_behind(decision.source.as_ref(), decision.epoch)
+    }
+
+    /// A copy that never owned the VM cannot run it: neither is a silent target.
+    fn target_is_gone(&self, decision: &MigrationDecision) -> bool {
+        self.is_left_behind(decision.target.as_ref(), decision.next_epoch)
+    }
+
+    /// Nothing is to be waited for of a copy that may not run: it ended, there is a newer one in its place, or its host
+    /// is silent, which is told to release it when it is back.
+    fn is_left_behind(&self, host: Option<&Name>, epoch: u64) -> bool {
+        let Some(host) = host else { return true };
+        let silent = self.view.host(host).is_none_or(|host| !host.is_connected());
+        silent || self.row(host).is_none_or(|row| row.epoch > epoch || ended(row).is_some())
+    }
+
+    fn advance(&self, decision: &MigrationDecision, event: Event) -> Option<Action> {
+        let next = decision.phase.clone().on(event).ok()?;
+        if next == decision.phase {
+            return None;
+        }
+        let mut after = MigrationDecision { phase: next, since: self.now, ..decision.clone() };
+        let (what, why) = describe(&after.phase);
+        match after.phase.clone() {
+            Phase::Resuming { epoch } => {
+                after.outcome = self.source_outcome(decision);
+                let target = decision.target.clone()?;
+                self.hand_over(&after, Owner { host: target, epoch }, what, why)
+            }
+            Phase::Returning { epoch, .. } => {
+                let source = decision.source.clone()?;
+                self.hand_over(&after, Owner { host: source, epoch }, what, why)
+            }
+            Phase::Succeeded => {
+                let total = Span(self.now.since(decision.started));
+                after.outcome = Some(Outcome { total: Some(total), ..after.outcome.unwrap_or_default() });
+                Some(self.write(&after, what, why))
+            }
+            _ => Some(self.write(&after, what, why)),
+        }
+    }
+
+    /// The commit point: owner and phase change in one transaction that compares both hosts' rows.
+    fn hand_over(&self, after: &MigrationDecision, owner: Owner, what: &str, why: String) -> Option<Action> {
+        // A copy that comes back has its disks open under the epoch that it had before.
+        let comes_back = Some(&owner.host) == after.source.as_ref();
+        let opened = comes_back.then(|| after.opened.unwrap_or(after.epoch));
+        let vm = self.vm()?;
+        let before = vm.decision()?;
+        let decision = VmDecision {
+            owner,
+            continues: Some(self.name.clone()),
+            opened,
+            since: self.now,
+            why: format!("migration {}: {why}", self.name),
+            ..before.clone()
+        };
+        let mut action = self.write(after, what, why).put(self.view, vm.key(Column::Decision), &decision);
+        for host in [&after.source, &after.target].into_iter().flatten() {
+            action = action.compare(self.view, vm.key(Column::ReportOf(host.clone())));
+        }
+        Some(action)
+    }
+
+    fn write(&self, decision: &MigrationDecision, what: &str, why: String) -> Action {
+        let key = Key::decision(Kind::Migration, self.name);
+        let about = Key::spec(Kind::Vm, &self.spec.vm);
+        let mut action =
+            Action::new(self.now, &about, &format!("migration {what}"), why).put(self.view, key, decision);
+        if matches!(decision.phase, Phase::Preparing) {
+            action = action.compare(self.view, Key::decision(Kind::Vm, &self.spec.vm));
+        }
+        action
+    }
+
+    fn source_outcome(&self, decision: &MigrationDecision) -> Option<Outcome> {
+        match self.side(self.source_row(decision)?)? {
+            SideState::Released { outcome } => Some(outcome.clone()),
+            _ => None,
+        }
+    }
+
+    /// A person cancelled, or the VM is to be stopped or deleted: then there is nothing left to move.
+    fn wants_cancel(&self) -> bool {
+        self.spec.cancel || self.vm().is_some_and(|vm| !vm.is_wanted())
+    }
+
+    fn vm(&self) -> Option<Vm<'_>> {
+        self.view.vm(&self.spec.vm)
+    }
+
+    fn source_row(&self, decision: &MigrationDecision) -> Option<&Row<VmReport>> {
+        self.row(decision.source.as_ref()?)
+    }
+
+    fn target_row(&self, decision: &MigrationDecision) -> Option<&Row<VmReport>> {
+        self.row(decision.target.as_ref()?)
+    }
+
+    fn row(&self, host: &Name) -> Option<&Row<VmReport>> {
+        self.view.vms.get(&self.spec.vm)?.reports.get(host)
+    }
+
+    /// What the row says of this migration; rows may still speak of an older one.
+    fn side<'r>(&self, row: &'r Row<VmReport>) -> Option<&'r SideState> {
+        let report = row.value.migration.as_ref()?;
+        (report.migration == *self.name).then_some(&report.side)
+    }
+}
+
+/// The order to stop sending: the same rule for the planner and for the source's assignment.
+#[must_use]
+pub fn is_cancelled(spec: &MigrationSpec, vm: &Vm<'_>) -> bool {
+    spec.cancel || !vm.is_wanted()
+}
+
+/// Why a copy has ended; `None` while it has a process.
+fn ended(row: &VmReport) -> Option<String> {
+    match &row.state {
+        CopyState::Stopped { exit } => Some(format!("{exit:?}")),
+        _ => None,
+    }
+}
+
+/// The event's word and reason.
+fn describe(phase: &Phase) -> (&'static str, String) {
+    match phase {
+        Phase::Copying { listen } => ("copying", format!("the target listens at {listen}")),
+        Phase::Resuming { epoch } => {
+            ("handed over", format!("the source completed and let go; the target owns epoch {epoch}"))
+        }
+        Phase::Returning { epoch, why } => ("handed back", format!("{why}; the source owns epoch {epoch}")),
+        Phase::Finishing { .. } => ("finishing", "the guest is the target's for good".to_owned()),
+        Phase::Undoing { why, .. } => ("undone", why.clone()),
+        Phase::Succeeded => ("succeeded", "the guest runs on the target and the source is gone".to_owned()),
+        Phase::Failed { why } => ("failed", why.clone()),
+        Phase::Cancelled => ("cancelled", "cancelled as asked; the guest runs on the source".to_owned()),
+        Phase::Pending | Phase::Preparing => (phase.word(), String::new()),
+    }
+}

@@ -1,0 +1,140 @@
+//! Assignments to one agent, as they change: on the critical path of a migration's switchover.
+//!
+//! Each change of the view is compared with what was sent last; only a difference is sent, at once, and only the newest.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use sterna_wire::assignment::{Assignment, Role, VmAssignment};
+use sterna_wire::down::Down;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+
+use crate::app::App;
+use crate::auth::HostActor;
+use crate::ca::HostIdentity;
+use crate::gateway::{Line, ORDERS_MAX, Session, link};
+
+/// Lines that may wait in the connection. Newer assignments replace those that have not been put there yet.
+const LINES_MAX: usize = 4;
+/// Proof of life when there is nothing to say.
+const ALIVE_EVERY: Duration = Duration::from_secs(5);
+/// An agent that takes nothing for this long is cut off; it dials again.
+const STALLED_AFTER: Duration = Duration::from_secs(10);
+
+type Sink = mpsc::Sender<Result<Bytes, std::convert::Infallible>>;
+
+/// `GET /agent/v1/assignment`: an endless stream of lines.
+pub async fn assignment(State(app): State<App>, HostActor(host): HostActor) -> Response {
+    let (sink, lines) = mpsc::channel(LINES_MAX);
+    tokio::spawn(drive(app, host, sink));
+    let headers = [(header::CONTENT_TYPE, "application/x-ndjson"), (header::CACHE_CONTROL, "no-store")];
+    (headers, Body::from_stream(ReceiverStream::new(lines))).into_response()
+}
+
+async fn drive(app: App, host: HostIdentity, sink: Sink) {
+    let line = app.gateway.line(&host.name);
+    let number = app.gateway.sessions.fetch_add(1, Ordering::Relaxed);
+    let end = CancellationToken::new();
+    let (orders, waiting) = mpsc::channel(ORDERS_MAX);
+    let session = Session { number, orders, end: end.clone() };
+    // The newest connection is the agent's; an older one is a line that died without a word.
+    if let Some(older) = line.session().replace(session) {
+        older.end.cancel();
+    }
+    tracing::info!(host = %host.name, "agent connected");
+    tokio::select! {
+        () = end.cancelled() => {}
+        () = sink.closed() => {}
+        () = tell(&app, &host, &line, waiting, &sink) => {}
+    }
+    let was_last = {
+        let mut session = line.session();
+        let mine = session.as_ref().is_some_and(|session| session.number == number);
+        if mine {
+            *session = None;
+        }
+        mine
+    };
+    if was_last {
+        tracing::info!(host = %host.name, "agent disconnected");
+        link::watch_silence(&app, &host.name, link::SILENT_AFTER);
+    }
+}
+
+/// Tells the agent everything until the host is deleted or takes nothing more.
+async fn tell(
+    app: &App,
+    host: &HostIdentity,
+    line: &Arc<Line>,
+    mut orders: mpsc::Receiver<Down>,
+    sink: &Sink,
+) {
+    let mut revisions = app.follower.revisions();
+    let mut strays = line.strays.subscribe();
+    let mut alive = tokio::time::interval_at(Instant::now() + ALIVE_EVERY, ALIVE_EVERY);
+    alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut last: Option<Assignment> = None;
+    loop {
+        revisions.mark_unchanged();
+        strays.mark_unchanged();
+        let Some((next, revision)) = newest(app, host, line) else { return };
+        if last.as_ref() != Some(&next) {
+            let told = Assignment { revision, ..next.clone() };
+            if !send(sink, &Down::Assignment(Box::new(told))).await {
+                return;
+            }
+            last = Some(next);
+        }
+        let order = tokio::select! {
+            biased; // A changed assignment is what a switchover waits for.
+            changed = revisions.changed() => match changed { Ok(()) => None, Err(_) => return },
+            changed = strays.changed() => match changed { Ok(()) => None, Err(_) => return },
+            order = orders.recv() => match order { Some(order) => Some(order), None => return },
+            _ = alive.tick() => Some(Down::Alive),
+        };
+        if let Some(order) = order
+            && !send(sink, &order).await
+        {
+            return;
+        }
+    }
+}
+
+/// What the host should do now, without the revision, so that two can be compared; `None` once the host is deleted.
+fn newest(app: &App, host: &HostIdentity, line: &Line) -> Option<(Assignment, u64)> {
+    let view = app.view();
+    let meta = view.hosts.get(&host.name)?.meta()?;
+    if meta.uid != host.uid {
+        return None;
+    }
+    let mut assignment = sterna_plan::assignment::assignment(&view, &host.name);
+    for (uid, (name, epoch)) in line.strays.borrow().iter() {
+        if !assignment.vms.iter().any(|vm| vm.uid == *uid) {
+            let stray = VmAssignment { name: name.clone(), uid: *uid, epoch: *epoch, role: Role::Release };
+            assignment.vms.push(stray);
+        }
+    }
+    assignment.revision = 0;
+    Some((assignment, view.revision))
+}
+
+async fn send(sink: &Sink, line: &Down) -> bool {
+    let mut text = match serde_json::to_vec(line) {
+        Ok(text) => text,
+        Err(error) => {
+            tracing::error!(%error, "an assignment cannot be written");
+            return false;
+        }
+    };
+    text.push(b'\n');
+    matches!(tokio::time::timeout(STALLED_AFTER, sink.send(Ok(text.into()))).await, Ok(Ok(())))
+}

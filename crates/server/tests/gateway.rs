@@ -1,0 +1,286 @@
+//! The agents' side, driven by an agent that is only its wire: join, assignments, reports, strays, streams.
+
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
+mod world;
+
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use sterna_wire::join::{JoinAnswer, JoinToken};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use world::{Kind, World, client, eventually};
+
+struct Agent {
+    name: String,
+    answer: JoinAnswer,
+    key: String,
+    http: reqwest::Client,
+    base: String,
+}
+
+async fn join(world: &World, token: &str, name: &str) -> Result<Agent, (StatusCode, Value)> {
+    let token: JoinToken = token.parse().unwrap();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let csr = rcgen::CertificateParams::default().serialize_request(&key).unwrap().pem().unwrap();
+    let body = json!({"version": 1, "token": token.secret, "host": name, "csr": csr,
+        "addresses": {"management": "127.0.0.1"}});
+    let response = world.http.post(world.url("/agent/v1/join")).json(&body).send().await.unwrap();
+    let status = response.status();
+    let body: Value = response.json().await.unwrap();
+    if status != StatusCode::CREATED {
+        return Err((status, body));
+    }
+    let answer: JoinAnswer = serde_json::from_value(body).unwrap();
+    let key = key.serialize_pem();
+    let http = client(&answer.ca, Some((&answer.certificate, &key)), true);
+    Ok(Agent { name: name.to_owned(), http, answer, key, base: world.url("") })
+}
+
+/// A line-wise reader of the assignment stream.
+struct Lines {
+    stream: std::pin::Pin<Box<dyn futures_util::Stream<Item = reqwest::Result<bytes::Bytes>> + Send>>,
+    rest: Vec<u8>,
+}
+
+impl Lines {
+    async fn next(&mut self) -> Option<Value> {
+        loop {
+            if let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.rest.drain(..=end).collect();
+                return Some(serde_json::from_slice(&line).unwrap());
+            }
+            let chunk = tokio::time::timeout(Duration::from_secs(15), self.stream.next())
+                .await
+                .expect("a line in time");
+            self.rest.extend_from_slice(&chunk?.ok()?);
+        }
+    }
+
+    /// The next line that satisfies `wanted`.
+    async fn until(&mut self, wanted: impl Fn(&Value) -> bool) -> Value {
+        loop {
+            let line = self.next().await.expect("the stream goes on");
+            if wanted(&line) {
+                return line;
+            }
+        }
+    }
+}
+
+impl Agent {
+    async fn stream(&self) -> Lines {
+        let response = self.http.get(format!("{}/agent/v1/assignment", self.base)).send().await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        Lines { stream: Box::pin(response.bytes_stream()), rest: Vec::new() }
+    }
+
+    async fn report(&self, messages: Value) -> StatusCode {
+        self.http
+            .post(format!("{}/agent/v1/report", self.base))
+            .json(&messages)
+            .send()
+            .await
+            .unwrap()
+            .status()
+    }
+
+    fn host(&self) -> Value {
+        json!({"type": "host", "boot_id": "b", "sterna_version": "0.1.0", "qemu_version": "10.0.2", "accel": "tcg",
+            "accel_why": "test", "cpus": 2, "memory": "8GiB", "cpu": {"models": {"qemu64": []}, "machines": ["pc-q35-10.0"]},
+            "pools": {"default": {"state": "ready", "capacity": "10GiB"}}, "since": "2026-01-01T00:00:00Z"})
+    }
+
+    fn inventory(&self, vms: &[Value]) -> Value {
+        json!({"type": "inventory", "complete": true, "vms": vms, "volumes": []})
+    }
+}
+
+fn report(epoch: u64, state: &Value) -> Value {
+    let mut report = json!({"epoch": epoch, "since": "2026-01-01T00:00:00Z"});
+    report["state"] = state.clone();
+    report
+}
+
+async fn link(world: &World, host: &str) -> Value {
+    world.get(&format!("/v1/hosts/{host}")).await["report"]["link"].clone()
+}
+
+/// Stands in for control: makes `host` the owner of the VM.
+async fn decide(world: &World, vm: &str, host: &str, epoch: u64) {
+    let decision = json!({"owner": {"host": host, "epoch": epoch}, "power_request": 1, "since": "2026-01-01T00:00:00Z", "why": "test",
+        "hardware": {"machine": "pc-q35-10.0", "cpu_model": "qemu64", "accel": "tcg", "cpus": 1, "memory": "256MiB",
+            "volumes": [], "nics": []}});
+    let txn =
+        sterna_store::Txn::new().put(format!("vm/default/{vm}/decision"), decision.to_string().into_bytes());
+    world.store.commit(txn).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_join_token_works_once_for_its_host_and_its_certificate_ends_with_the_host() {
+    let world = World::new(Kind::Memory).await;
+    let agent = join(&world, &world.join_token, "a1").await.unwrap();
+    let (status, body) = join(&world, &world.join_token, "a2").await.err().unwrap();
+    assert_eq!((status, &body["code"]), (StatusCode::FORBIDDEN, &json!("forbidden")));
+    eventually("the event", async || {
+        let events = world.get("/v1/events?object=host/a1").await;
+        events.to_string().contains("join-token-reused").then_some(())
+    })
+    .await;
+    let (_, bound) = world.post("/v1/host-tokens", json!({"host": "a2"})).await;
+    let bound = bound["token"].as_str().unwrap().to_owned();
+    assert_eq!(join(&world, &bound, "a3").await.err().unwrap().0, StatusCode::FORBIDDEN);
+    join(&world, &bound, "a2").await.unwrap();
+    let (_, free) = world.post("/v1/host-tokens", json!({})).await;
+    let free = free["token"].as_str().unwrap().to_owned();
+    let (status, body) = join(&world, &free, "a1").await.err().unwrap();
+    assert_eq!((status, &body["code"]), (StatusCode::CONFLICT, &json!("already-exists")));
+
+    // Without a certificate, with another CA's, and after the host was deleted.
+    let status = world.http.get(world.url("/agent/v1/assignment")).send().await.unwrap().status();
+    assert_eq!(status, StatusCode::UNAUTHORIZED);
+    let other = World::new(Kind::Memory).await;
+    let stranger = join(&other, &other.join_token, "a1").await.unwrap();
+    let forged = client(&world.ca, Some((&stranger.answer.certificate, &stranger.key)), true);
+    assert!(forged.get(world.url("/agent/v1/assignment")).send().await.is_err());
+    assert_eq!(agent.report(json!([agent.host()])).await, StatusCode::NO_CONTENT);
+    assert_eq!(world.delete(&format!("/v1/hosts/{}", agent.name)).await.0, StatusCode::OK);
+    assert_eq!(agent.report(json!([agent.host()])).await, StatusCode::FORBIDDEN);
+    // The agent's certificate is no token for the API.
+    assert_eq!(agent.http.get(world.url("/v1/vms")).send().await.unwrap().status(), StatusCode::UNAUTHORIZED);
+    other.stop().await;
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_gets_its_assignment_and_its_reports_become_rows() {
+    let world = World::new(Kind::Sqlite).await;
+    let a1 = join(&world, &world.join_token, "a1").await.unwrap();
+    let (_, token) = world.post("/v1/host-tokens", json!({})).await;
+    let a2 = join(&world, token["token"].as_str().unwrap(), "a2").await.unwrap();
+    let mut lines = a1.stream().await;
+    assert_eq!(lines.next().await.unwrap()["type"], "assignment");
+    assert_eq!(a1.report(json!([a1.host(), a1.inventory(&[])])).await, StatusCode::NO_CONTENT);
+    assert_eq!(link(&world, "a1").await, "connected");
+
+    let vm = world.make_vm("web").await["object"].clone();
+    let uid = vm["meta"]["uid"].as_str().unwrap().to_owned();
+    decide(&world, "web", "a1", 1).await;
+    let has_vm =
+        |line: &Value| line["vms"].as_array().is_some_and(|vms| vms.iter().any(|vm| vm["name"] == "web"));
+    let line = lines.until(has_vm).await;
+    assert_eq!((&line["vms"][0]["role"]["role"], &line["vms"][0]["epoch"]), (&json!("owner"), &json!(1)));
+
+    let running = json!({"state": "running"});
+    let seen = json!({"type": "vm", "name": "web", "uid": uid, "report": report(1, &running)});
+    assert_eq!(a1.report(json!([seen])).await, StatusCode::NO_CONTENT);
+    assert_eq!(world.get("/v1/vms/web").await["status"]["state"], "running");
+    let revision = world.store.revision().await.unwrap();
+    assert_eq!(a1.report(json!([seen])).await, StatusCode::NO_CONTENT);
+    assert_eq!(world.store.revision().await.unwrap(), revision, "an unchanged row was written again");
+
+    // Another host writes a row of its own, never one of a1's.
+    let claim =
+        json!({"type": "vm", "name": "web", "uid": uid, "report": report(9, &json!({"state": "incoming"}))});
+    assert_eq!(a2.report(json!([a2.host(), claim])).await, StatusCode::NO_CONTENT);
+    let reports = world.get("/v1/vms/web").await["reports"].clone();
+    assert_eq!((&reports["a1"]["epoch"], &reports["a2"]["epoch"]), (&json!(1), &json!(9)));
+    // A complete inventory without the VM takes the row away; an incomplete one does not.
+    let partial = json!({"type": "inventory", "complete": false, "vms": [], "volumes": []});
+    assert_eq!(a2.report(json!([partial])).await, StatusCode::NO_CONTENT);
+    assert!(world.get("/v1/vms/web").await["reports"]["a2"].is_object());
+    assert_eq!(a2.report(json!([a2.inventory(&[])])).await, StatusCode::NO_CONTENT);
+    assert!(world.get("/v1/vms/web").await["reports"]["a2"].is_null());
+
+    // Measurements are shown and not stored.
+    let revision = world.store.revision().await.unwrap();
+    let sample = json!({"type": "samples", "vms": {"web": {"used": "100MiB", "dirty": "1MiB", "dirty_window": "1s", "cpu_milli": 10}},
+        "host": {"cpu_milli": 700, "memory_used": "1GiB", "pool_free": {}}});
+    assert_eq!(
+        a1.report(json!([sample, {"type": "of-a-newer-agent", "x": 1}])).await,
+        StatusCode::NO_CONTENT
+    );
+    assert_eq!(world.get("/v1/hosts/a1").await["status"]["cpu_milli"], 700);
+    assert_eq!(world.store.revision().await.unwrap(), revision);
+    assert_eq!(a1.report(json!({"no": "array"})).await, StatusCode::BAD_REQUEST);
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_that_nobody_knows_is_released_until_it_is_gone() {
+    let world = World::new(Kind::Memory).await;
+    let agent = join(&world, &world.join_token, "a1").await.unwrap();
+    let mut lines = agent.stream().await;
+    let uid = uuid::Uuid::now_v7();
+    let stray = |state: Value| json!({"name": "ghost", "uid": uid, "report": report(4, &state)});
+    let messages = json!([agent.host(), agent.inventory(&[stray(json!({"state": "running"}))])]);
+    assert_eq!(agent.report(messages).await, StatusCode::NO_CONTENT);
+    let listed = |line: &Value| line["vms"].as_array().is_some_and(|vms| !vms.is_empty());
+    let line = lines.until(listed).await;
+    assert_eq!(line["vms"][0], json!({"name": "ghost", "uid": uid, "epoch": 4, "role": {"role": "release"}}));
+    assert!(world.store.get("vm/default/ghost/report/a1").await.unwrap().is_none());
+
+    let mut gone = stray(json!({"state": "stopped", "exit": {"exit": "released"}}));
+    gone["type"] = json!("vm");
+    assert_eq!(agent.report(json!([gone])).await, StatusCode::NO_CONTENT);
+    let line = lines.until(|line| line["type"] == "assignment").await;
+    assert_eq!(line["vms"], json!([]));
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_is_silent_seconds_after_its_stream_ended_and_not_before() {
+    let world = World::new(Kind::Memory).await;
+    let agent = join(&world, &world.join_token, "a1").await.unwrap();
+    let lines = agent.stream().await;
+    assert_eq!(agent.report(json!([agent.host(), agent.inventory(&[])])).await, StatusCode::NO_CONTENT);
+    assert_eq!(link(&world, "a1").await, "connected");
+    let end = std::time::Instant::now();
+    drop(lines);
+    eventually("silence", async || (link(&world, "a1").await == "silent").then_some(())).await;
+    assert!(end.elapsed() >= Duration::from_millis(2900), "{:?}", end.elapsed());
+    let _lines = agent.stream().await;
+    assert_eq!(agent.report(json!([agent.inventory(&[])])).await, StatusCode::NO_CONTENT);
+    assert_eq!(link(&world, "a1").await, "connected");
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_console_joins_a_person_and_an_agent_and_its_ticket_works_once() {
+    let world = World::new(Kind::Memory).await;
+    let agent = join(&world, &world.join_token, "a1").await.unwrap();
+    let mut lines = agent.stream().await;
+    let vm = world.make_vm("web").await["object"].clone();
+    decide(&world, "web", "a1", 1).await;
+    let seen = json!({"type": "vm", "name": "web", "uid": vm["meta"]["uid"], "report": report(1, &json!({"state": "running"}))});
+    assert_eq!(agent.report(json!([agent.host(), agent.inventory(&[]), seen])).await, StatusCode::NO_CONTENT);
+
+    let upgrade = |http: &reqwest::Client, path: &str| {
+        http.get(world.url(path)).header("connection", "upgrade").header("upgrade", "sterna-stream")
+    };
+    let person = upgrade(&client(&world.ca, None, false), "/v1/vms/web/console").bearer_auth(&world.token);
+    let person = tokio::spawn(person.send());
+    let order = lines.until(|line| line["type"] == "attach").await;
+    let ticket = order["ticket"].as_str().unwrap().to_owned();
+    let http = client(&agent.answer.ca, Some((&agent.answer.certificate, &agent.key)), false);
+    let response = upgrade(&http, &format!("/agent/v1/attach/{ticket}")).send().await.unwrap();
+    assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
+    let mut guest = response.upgrade().await.unwrap();
+    let mut person = person.await.unwrap().unwrap().upgrade().await.unwrap();
+    guest.write_all(b"login: ").await.unwrap();
+    let mut buffer = [0; 7];
+    person.read_exact(&mut buffer).await.unwrap();
+    assert_eq!(&buffer, b"login: ");
+    person.write_all(b"root\n").await.unwrap();
+    let mut buffer = [0; 5];
+    guest.read_exact(&mut buffer).await.unwrap();
+    assert_eq!(&buffer, b"root\n");
+
+    let again = upgrade(&http, &format!("/agent/v1/attach/{ticket}")).send().await.unwrap();
+    assert_eq!(again.status(), StatusCode::FORBIDDEN);
+    let (status, _) = world.send(world.request(Method::GET, "/v1/vms/web/console")).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    world.stop().await;
+}

@@ -1,0 +1,398 @@
+//! An agent's process: the production tasks of its VMs over fakes of its machine, and its line to the server.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use sterna_agent::hypervisor::Parts;
+use sterna_agent::resources::{NotReady, Resources, Whose};
+use sterna_agent::vm::board::Board;
+use sterna_agent::vm::fleet::Fleet;
+use sterna_agent::vm::{Guests, Ports, Reports};
+use sterna_base::clock::Clock;
+use sterna_base::scope::Scope;
+use sterna_base::units::Bytes;
+use sterna_model::cpu::{Accel, CpuReport};
+use sterna_model::host::{HostReport, LinkState, PoolSeen};
+use sterna_model::meta::Name;
+use sterna_model::volume::VolumeReport;
+use sterna_wire::assignment::{Assignment, Machine};
+use sterna_wire::down::Down;
+use sterna_wire::up::{Up, VolumeSeen};
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio::sync::{oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::gateway::FromAgent;
+use crate::hypervisor::Bench;
+use crate::mutation::Mutation;
+use crate::records::Shelf;
+use crate::world::{Connection, World};
+
+/// The one shared pool.
+pub const POOL: &str = "san";
+
+/// Makes parts ready after a while.
+struct Workshop {
+    world: World,
+    host: usize,
+    life: u64,
+}
+
+impl Resources for Workshop {
+    async fn prepare(&self, _whose: &Whose, _machine: &Machine) -> Result<Parts, NotReady> {
+        self.world.pause(0, 10).await;
+        self.world.agent_lives(self.host, self.life).await;
+        let is_slow = {
+            let mut state = self.world.lock();
+            let rate = if state.is_calm { 0 } else { state.config.parts_wait };
+            state.random.chance(rate)
+        };
+        if is_slow {
+            Err(NotReady::Wait { step: "fetching the image".to_owned() })
+        } else {
+            Ok(Parts::default())
+        }
+    }
+
+    async fn release(&self, _uid: Uuid, _taps: &[String]) {
+        self.world.pause(0, 5).await;
+        self.world.agent_lives(self.host, self.life).await;
+    }
+}
+
+/// Takes reports to the line, while the agent lives.
+struct Mouth {
+    world: World,
+    host: usize,
+    life: u64,
+    to_line: UnboundedSender<Up>,
+}
+
+impl Reports for Mouth {
+    fn report(&self, up: Up) {
+        if self.world.is_agent_alive(self.host, self.life) && !matches!(up, Up::Samples(_)) {
+            // The line goes only with the agent.
+            let _ = self.to_line.send(up);
+        }
+    }
+}
+
+/// One life of an agent, as its line sees it.
+struct Agent {
+    world: World,
+    host: usize,
+    name: Name,
+    fleet: Arc<Fleet<Bench, Workshop>>,
+    board: Arc<Board>,
+    link: watch::Sender<bool>,
+    volumes: Vec<VolumeSeen>,
+}
+
+impl World {
+    pub fn start_agent(&self, host: usize) {
+        let scope = Scope::new();
+        let (life, name) = {
+            let mut state = self.lock();
+            let forgets = state.config.mutation == Some(Mutation::NotesAreForgotten);
+            let at = &mut state.hosts[host];
+            if at.agent_is_up {
+                return;
+            }
+            at.life += 1;
+            at.agent_is_up = true;
+            at.scope = Some(scope.clone());
+            if forgets {
+                at.notes.clear();
+            }
+            (at.life, at.name.clone())
+        };
+        self.moment(&format!("{name}: agent starts"));
+        let (to_line, reports) = mpsc::unbounded_channel();
+        let (link, link_seen) = watch::channel(false);
+        let board = Arc::new(Board::default());
+        let world = || self.clone();
+        let ports = Ports {
+            hypervisor: Bench { world: world(), host, life },
+            resources: Workshop { world: world(), host, life },
+            records: Arc::new(Shelf { world: world(), host, life }),
+            clock: Arc::new(world()),
+            reports: Arc::new(Mouth { world: world(), host, life, to_line }),
+            board: Arc::clone(&board),
+            link: link_seen,
+            guests: Guests::default(),
+        };
+        let fleet = Fleet::new(Arc::new(ports), scope.clone());
+        for (uid, vm) in self.found(host) {
+            fleet.adopt(vm, uid);
+        }
+        let agent = Agent { world: world(), host, name, fleet, board, link, volumes: Vec::new() };
+        scope.spawn(agent.keep_connected(reports));
+    }
+
+    /// What run directories and processes say is here.
+    fn found(&self, host: usize) -> Vec<(Uuid, Name)> {
+        let state = self.lock();
+        let noted = state.hosts[host].notes.iter().map(|(uid, notes)| (*uid, notes.name.clone()));
+        let processes = state.machines.qemus.values().filter(|qemu| qemu.host == host);
+        let mut found: Vec<_> = noted.chain(processes.map(|qemu| (qemu.uid, qemu.vm.clone()))).collect();
+        found.sort();
+        found.dedup();
+        found
+    }
+
+    /// kill -9.
+    pub fn kill_agent(&self, host: usize) {
+        let (scope, name, line) = {
+            let mut state = self.lock();
+            let at = &mut state.hosts[host];
+            if !at.agent_is_up {
+                return;
+            }
+            at.agent_is_up = false;
+            (at.scope.take(), at.name.clone(), at.connection.take())
+        };
+        self.say(format!("{name}: agent is killed"));
+        if let Some(scope) = scope {
+            scope.token().cancel();
+        }
+        if let Some(line) = line {
+            self.later(1, 20, move |world| world.server_sees_end(&name, line.id));
+        }
+        self.later(50, 1000, move |world| world.start_agent(host));
+    }
+
+    /// The server notices that a connection is gone.
+    pub fn server_sees_end(&self, host: &Name, connection: u64) {
+        if let Some(inbox) = &self.lock().server.inbox {
+            let _ = inbox.send(FromAgent::Ended { host: host.clone(), connection });
+        }
+    }
+
+    /// The line is cut: neither end is told. Each notices by itself, unless it is whole again before.
+    pub fn cut_line(&self, host: usize) {
+        let (name, line) = {
+            let mut state = self.lock();
+            let at = &mut state.hosts[host];
+            if at.line_is_cut {
+                return;
+            }
+            at.line_is_cut = true;
+            (at.name.clone(), at.connection.clone())
+        };
+        self.say(format!("{name}: line is cut"));
+        let Some(line) = line else { return };
+        let id = line.id;
+        let is_still_cut = move |world: &World| {
+            let state = world.lock();
+            let at = &state.hosts[host];
+            at.line_is_cut && at.connection.as_ref().is_none_or(|line| line.id == id)
+        };
+        self.later(100, 6000, move |world| {
+            if is_still_cut(world) {
+                line.agent_sees_end.cancel();
+            }
+        });
+        self.later(100, 6000, move |world| {
+            if is_still_cut(world) {
+                world.server_sees_end(&name, id);
+            }
+        });
+    }
+
+    pub fn heal_line(&self, host: usize) {
+        let now = self.now_ms();
+        let name = {
+            let mut state = self.lock();
+            if std::mem::take(&mut state.hosts[host].line_is_cut) {
+                state.hosts[host].line_was_cut = now;
+            }
+            state.hosts[host].name.clone()
+        };
+        self.say(format!("{name}: line is whole"));
+    }
+}
+
+impl Agent {
+    async fn keep_connected(mut self, mut reports: UnboundedReceiver<Up>) {
+        loop {
+            self.world.pause(10, 200).await;
+            if let Some((connection, inbox, down)) = self.dial() {
+                self.serve(&connection, &inbox, down, &mut reports).await;
+                self.link.send_replace(false);
+                self.hang_up(connection.id);
+                self.world.moment(&format!("{}: agent has lost the server", self.name));
+            }
+        }
+    }
+
+    fn dial(&self) -> Option<(Connection, UnboundedSender<FromAgent>, UnboundedReceiver<Down>)> {
+        let mut state = self.world.lock();
+        let inbox = state.server.inbox.clone()?;
+        if state.hosts[self.host].line_is_cut || !state.server.is_up {
+            return None;
+        }
+        state.connections_made += 1;
+        let connection = Connection { id: state.connections_made, agent_sees_end: CancellationToken::new() };
+        state.hosts[self.host].connection = Some(connection.clone());
+        let (from_server, down) = mpsc::unbounded_channel();
+        let arrived =
+            FromAgent::Arrived { host: self.name.clone(), connection: connection.id, down: from_server };
+        inbox.send(arrived).ok()?;
+        Some((connection, inbox, down))
+    }
+
+    fn hang_up(&self, connection: u64) {
+        let mut state = self.world.lock();
+        let at = &mut state.hosts[self.host];
+        if at.connection.as_ref().is_some_and(|present| present.id == connection) {
+            at.connection = None;
+        }
+        drop(state);
+        // The other end of a connection that was cut does not hear of it now; a new one replaces it.
+    }
+
+    /// One connection, from its first report to its end.
+    async fn serve(
+        &mut self,
+        connection: &Connection,
+        inbox: &UnboundedSender<FromAgent>,
+        down: UnboundedReceiver<Down>,
+        reports: &mut UnboundedReceiver<Up>,
+    ) {
+        self.fleet.on_connected();
+        let mut down = self.relay(down, connection.agent_sees_end.clone());
+        let (world, host, name, id) = (self.world.clone(), self.host, self.name.clone(), connection.id);
+        let post = |ups: Vec<Up>| {
+            let (world, inbox, name) = (world.clone(), inbox.clone(), name.clone());
+            Box::pin(async move {
+                world.travel(host).await;
+                let (answer, answered) = oneshot::channel();
+                let _ = inbox.send(FromAgent::Post { host: name, connection: id, ups, answer });
+                if answered.await.is_err() {
+                    // The server died, or does not know this connection any more.
+                    std::future::pending::<()>().await;
+                }
+                world.travel(host).await;
+            })
+        };
+        // What was reported before is in the inventory.
+        while reports.try_recv().is_ok() {}
+        let (mut is_complete, first) = self.inventory();
+        let mut posting = Some(post(first));
+        self.link.send_replace(true);
+        loop {
+            let again = self.world.sleep(500);
+            tokio::select! {
+                biased;
+                () = connection.agent_sees_end.cancelled() => return,
+                message = down.recv() => match message {
+                    Some(Down::Assignment(assignment)) => {
+                        self.fleet.apply(&assignment);
+                        let volumes = self.volumes_for(&assignment);
+                        if let (false, None) = (volumes.is_empty(), &posting) {
+                            posting = Some(post(volumes));
+                        }
+                    }
+                    Some(_) => {}
+                    None => return,
+                },
+                () = async { match posting.as_mut() { Some(posting) => posting.await, None => std::future::pending().await } } => {
+                    posting = None;
+                }
+                Some(up) = reports.recv(), if posting.is_none() => {
+                    let mut batch = vec![up];
+                    while let Ok(up) = reports.try_recv() {
+                        batch.push(up);
+                    }
+                    posting = Some(post(batch));
+                }
+                () = again, if posting.is_none() => {
+                    if !is_complete {
+                        let (complete, ups) = self.inventory();
+                        is_complete = complete;
+                        posting = Some(post(ups));
+                    } else if !self.volumes.is_empty() {
+                        posting = Some(post(self.volumes.drain(..).map(Up::Volume).collect()));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Carries what the server sends, in order, one message after the other.
+    fn relay(&self, mut from: UnboundedReceiver<Down>, ended: CancellationToken) -> UnboundedReceiver<Down> {
+        let (to, arrived) = mpsc::unbounded_channel();
+        let (world, host) = (self.world.clone(), self.host);
+        tokio::spawn(async move {
+            while let Some(message) = from.recv().await {
+                world.travel(host).await;
+                if ended.is_cancelled() || to.send(message).is_err() {
+                    return;
+                }
+            }
+            // The server closed the connection, or is dead.
+            world.travel(host).await;
+            ended.cancel();
+        });
+        arrived
+    }
+
+    fn inventory(&self) -> (bool, Vec<Up>) {
+        let (complete, vms) = self.board.inventory();
+        let report = self.host_report();
+        (complete, vec![Up::Host(Box::new(report)), Up::Inventory { complete, vms, volumes: Vec::new() }])
+    }
+
+    fn host_report(&self) -> HostReport {
+        let boot = self.world.lock().hosts[self.host].boot;
+        let pool = Name::new(POOL).expect("it is a name");
+        HostReport {
+            boot_id: format!("{}-{boot}", self.name),
+            sterna_version: "simulated".to_owned(),
+            qemu_version: "10.0.2".to_owned(),
+            accel: Accel::Tcg,
+            accel_why: "simulated".to_owned(),
+            cpus: 8,
+            memory: Bytes::gib(8),
+            cpu: CpuReport {
+                models: [("qemu64".to_owned(), Default::default())].into(),
+                machines: ["pc-q35-10.0".to_owned()].into(),
+            },
+            pools: [(pool, PoolSeen::Ready { capacity: Bytes::gib(100), port: None })].into(),
+            link: LinkState::Silent,
+            since: self.world.now(),
+        }
+    }
+
+    /// Volumes are made and removed at once: what takes time is the VMs.
+    fn volumes_for(&mut self, assignment: &Assignment) -> Vec<Up> {
+        let seen = assignment.volumes.iter().filter_map(|volume| {
+            let report = match (volume.wanted, volume.in_use_by) {
+                (true, _) => VolumeReport::Ready { size: volume.size },
+                (false, None) => VolumeReport::Gone,
+                (false, Some(_)) => return None,
+            };
+            Some(VolumeSeen { name: volume.name.clone(), uid: volume.uid, report })
+        });
+        self.volumes = seen.collect();
+        self.volumes.iter().cloned().map(Up::Volume).collect()
+    }
+}
+
+impl World {
+    /// The way between an agent and the server, as long as it is whole.
+    pub async fn travel(&self, host: usize) {
+        self.pause(0, 3).await;
+        while self.lock().hosts[host].line_is_cut {
+            self.sleep(20).await;
+        }
+    }
+}
+
+/// The address of a host.
+#[must_use]
+pub fn address(host: usize) -> IpAddr {
+    let last = u8::try_from(host + 1).unwrap_or(u8::MAX);
+    IpAddr::from([10, 0, 0, last])
+}

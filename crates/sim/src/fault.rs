@@ -1,0 +1,290 @@
+//! What may be done to the world, by faults and by people, and when.
+
+use std::fmt;
+use std::str::FromStr;
+
+use sterna_agent::hypervisor::Run;
+use sterna_store::memory::WatchFaults;
+
+use crate::mutation::Mutation;
+use crate::qemu::End;
+use crate::random::Random;
+use crate::world::{World, host_name};
+
+/// One deed. The text form is what scenarios say: `kill agent a`, `migrate web to b`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Act {
+    KillServer,
+    KillAgent(usize),
+    /// The shim of the host's first VM: its QEMU goes with it, and nobody writes down how.
+    KillShim(usize),
+    KillQemu(usize),
+    /// The machine loses power and boots.
+    Reboot(usize),
+    CutLine(usize),
+    HealLine(usize),
+    CutData(usize),
+    HealData(usize),
+    /// Of 1,000 changes, how many are never told to watches.
+    DropWatches(u16),
+    /// A disk error stops the host's first running guest.
+    FailDisk(usize),
+    /// Of 1,000 looks at a process, how many get no answer.
+    Blind(u64),
+    /// Of 1,000 starts of a process, how many fail.
+    Starve(u64),
+    /// Of 1,000 questions for the parts of a copy, how many are answered with "not yet".
+    Withhold(u64),
+    Create(String),
+    Start(String),
+    Stop(String),
+    Off(String),
+    Pause(String),
+    Reset(String),
+    Delete(String),
+    Migrate {
+        vm: String,
+        to: Option<usize>,
+    },
+    /// Every open migration of the VM.
+    Cancel(String),
+    Drain(usize),
+    Undrain(usize),
+}
+
+/// A deed that waits for an instant.
+#[derive(Debug, Clone)]
+pub struct Trigger {
+    pub moment: String,
+    /// How many times the instant has still to come.
+    pub left: u32,
+    /// Milliseconds after it.
+    pub delay: u64,
+    pub act: Act,
+}
+
+impl Act {
+    /// The kill -9 of anything.
+    pub fn draw_kill(random: &mut Random, hosts: u64) -> Self {
+        let host = usize::try_from(random.below(hosts)).unwrap_or(0);
+        match random.below(8) {
+            0 | 1 => Act::KillServer,
+            2..=4 => Act::KillAgent(host),
+            5 => Act::KillShim(host),
+            6 => Act::KillQemu(host),
+            _ => Act::CutLine(host),
+        }
+    }
+
+    /// Any fault.
+    pub fn draw(random: &mut Random, hosts: u64) -> Self {
+        let host = usize::try_from(random.below(hosts)).unwrap_or(0);
+        match random.below(14) {
+            0..=5 => Self::draw_kill(random, hosts),
+            6 => Act::Reboot(host),
+            7 => Act::CutLine(host),
+            8 | 9 => Act::HealLine(host),
+            10 => Act::CutData(host),
+            11 => Act::HealData(host),
+            12 => Act::FailDisk(host),
+            _ => Act::DropWatches(*random.pick(&[0, 0, 200, 1000])),
+        }
+    }
+
+    /// What a person may do next.
+    pub fn draw_order(random: &mut Random, hosts: u64, vms: &[String]) -> Self {
+        let vm = random.pick(vms).clone();
+        let host = usize::try_from(random.below(hosts)).unwrap_or(0);
+        match random.below(30) {
+            0..=16 => Act::Migrate { vm, to: random.chance(700).then_some(host) },
+            17 | 18 => Act::Cancel(vm),
+            19 => Act::Stop(vm),
+            20 => Act::Off(vm),
+            21 => Act::Pause(vm),
+            22 | 23 => Act::Start(vm),
+            24 => Act::Reset(vm),
+            25 => Act::Delete(vm),
+            26 | 27 => Act::Create(vm),
+            28 => Act::Drain(host),
+            _ => Act::Undrain(host),
+        }
+    }
+}
+
+impl World {
+    /// Does it, at once.
+    pub fn act(&self, act: &Act) {
+        self.lock().acts_done.insert(act.to_string());
+        match act {
+            Act::KillServer => self.kill_server(),
+            Act::KillAgent(host) => self.kill_agent(*host),
+            Act::KillShim(host) => self.kill_process(*host, End::WithItsShim),
+            Act::KillQemu(host) => self.kill_process(*host, End::Killed),
+            Act::Reboot(host) => self.reboot(*host),
+            Act::CutLine(host) => self.cut_line(*host),
+            Act::HealLine(host) => self.heal_line(*host),
+            Act::CutData(host) | Act::HealData(host) => {
+                self.say(act.to_string());
+                self.lock().hosts[*host].data_is_cut = matches!(act, Act::CutData(_));
+            }
+            Act::DropWatches(per_mille) => {
+                self.say(act.to_string());
+                let seed = self.lock().config.seed;
+                self.store.set_watch_faults(WatchFaults {
+                    seed,
+                    drop_per_mille: *per_mille,
+                    ..WatchFaults::default()
+                });
+            }
+            Act::FailDisk(host) => self.fail_disk(*host),
+            Act::Blind(rate) | Act::Starve(rate) | Act::Withhold(rate) => {
+                self.say(act.to_string());
+                let config = &mut self.lock().config;
+                *match act {
+                    Act::Blind(_) => &mut config.looks_fail,
+                    Act::Starve(_) => &mut config.start_fails,
+                    _ => &mut config.parts_wait,
+                } = *rate;
+            }
+            order => self.order(order),
+        }
+    }
+
+    fn kill_process(&self, host: usize, how: End) {
+        let what = if how == End::Killed { "qemu" } else { "shim" };
+        let name = host_name(host);
+        self.say(format!("{name}: {what} is killed"));
+        self.on_machines(|machines| {
+            let id = machines.qemus.iter().find(|(_, qemu)| qemu.host == host).map(|(id, _)| *id);
+            if let Some(id) = id {
+                machines.end(id, how);
+            }
+        });
+    }
+
+    fn fail_disk(&self, host: usize) {
+        self.say(format!("{}: a disk fails", host_name(host)));
+        self.on_machines(|machines| {
+            let is_here = |qemu: &crate::qemu::Qemu| qemu.host == host && qemu.run == Run::Running;
+            let id = machines.qemus.iter().find(|(_, qemu)| is_here(qemu)).map(|(id, _)| *id);
+            if let Some(id) = id {
+                machines.pause(id, sterna_agent::hypervisor::Pause::IoError);
+            }
+        });
+    }
+
+    fn reboot(&self, host: usize) {
+        self.say(format!("{}: loses power", host_name(host)));
+        self.kill_agent(host);
+        self.on_machines(|machines| {
+            let ids: Vec<u64> =
+                machines.qemus.iter().filter(|(_, qemu)| qemu.host == host).map(|(id, _)| *id).collect();
+            for id in ids {
+                machines.end(id, End::WithItsShim);
+            }
+            machines.ended.retain(|(at, _), _| *at != host);
+        });
+        let mut state = self.lock();
+        let forgets = state.config.mutation == Some(Mutation::SeenIsForgotten);
+        let at = &mut state.hosts[host];
+        at.boot += 1;
+        at.notes.clear();
+        if forgets {
+            at.seen.clear();
+        }
+    }
+
+    /// Faults stop, and what people would repair is repaired.
+    pub fn calm(&self) {
+        self.say("calm");
+        let hosts = {
+            let mut state = self.lock();
+            state.is_stormy = false;
+            state.is_calm = true;
+            state.triggers.clear();
+            state.hosts.len()
+        };
+        for host in 0..hosts {
+            self.act(&Act::HealLine(host));
+            self.act(&Act::HealData(host));
+            self.act(&Act::Undrain(host));
+        }
+        self.act(&Act::DropWatches(0));
+    }
+}
+
+impl fmt::Display for Act {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Act::KillServer => f.write_str("kill server"),
+            Act::KillAgent(host) => write!(f, "kill agent {}", host_name(*host)),
+            Act::KillShim(host) => write!(f, "kill shim {}", host_name(*host)),
+            Act::KillQemu(host) => write!(f, "kill qemu {}", host_name(*host)),
+            Act::Reboot(host) => write!(f, "reboot {}", host_name(*host)),
+            Act::CutLine(host) => write!(f, "cut line {}", host_name(*host)),
+            Act::HealLine(host) => write!(f, "heal line {}", host_name(*host)),
+            Act::CutData(host) => write!(f, "cut data {}", host_name(*host)),
+            Act::HealData(host) => write!(f, "heal data {}", host_name(*host)),
+            Act::DropWatches(per_mille) => write!(f, "drop watches {per_mille}"),
+            Act::FailDisk(host) => write!(f, "fail disk {}", host_name(*host)),
+            Act::Blind(rate) => write!(f, "blind {rate}"),
+            Act::Starve(rate) => write!(f, "starve {rate}"),
+            Act::Withhold(rate) => write!(f, "withhold {rate}"),
+            Act::Create(vm) => write!(f, "create {vm}"),
+            Act::Start(vm) => write!(f, "start {vm}"),
+            Act::Stop(vm) => write!(f, "stop {vm}"),
+            Act::Off(vm) => write!(f, "off {vm}"),
+            Act::Pause(vm) => write!(f, "pause {vm}"),
+            Act::Reset(vm) => write!(f, "reset {vm}"),
+            Act::Delete(vm) => write!(f, "delete {vm}"),
+            Act::Migrate { vm, to: None } => write!(f, "migrate {vm}"),
+            Act::Migrate { vm, to: Some(to) } => write!(f, "migrate {vm} to {}", host_name(*to)),
+            Act::Cancel(vm) => write!(f, "cancel {vm}"),
+            Act::Drain(host) => write!(f, "drain {}", host_name(*host)),
+            Act::Undrain(host) => write!(f, "undrain {}", host_name(*host)),
+        }
+    }
+}
+
+impl FromStr for Act {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let words: Vec<_> = text.split_whitespace().collect();
+        let host = |word: &str| {
+            (0..26)
+                .find(|index| host_name(*index).as_str() == word)
+                .ok_or_else(|| format!("{word} is no host"))
+        };
+        let vm = |word: &str| word.to_owned();
+        Ok(match words.as_slice() {
+            ["kill", "server"] => Act::KillServer,
+            ["kill", "agent", at] => Act::KillAgent(host(at)?),
+            ["kill", "shim", at] => Act::KillShim(host(at)?),
+            ["kill", "qemu", at] => Act::KillQemu(host(at)?),
+            ["reboot", at] => Act::Reboot(host(at)?),
+            ["cut", "line", at] => Act::CutLine(host(at)?),
+            ["heal", "line", at] => Act::HealLine(host(at)?),
+            ["cut", "data", at] => Act::CutData(host(at)?),
+            ["heal", "data", at] => Act::HealData(host(at)?),
+            ["drop", "watches", n] => Act::DropWatches(n.parse().map_err(|_| format!("{n} is no number"))?),
+            ["fail", "disk", at] => Act::FailDisk(host(at)?),
+            ["blind", n] => Act::Blind(n.parse().map_err(|_| format!("{n} is no number"))?),
+            ["starve", n] => Act::Starve(n.parse().map_err(|_| format!("{n} is no number"))?),
+            ["withhold", n] => Act::Withhold(n.parse().map_err(|_| format!("{n} is no number"))?),
+            ["create", name] => Act::Create(vm(name)),
+            ["start", name] => Act::Start(vm(name)),
+            ["stop", name] => Act::Stop(vm(name)),
+            ["off", name] => Act::Off(vm(name)),
+            ["pause", name] => Act::Pause(vm(name)),
+            ["reset", name] => Act::Reset(vm(name)),
+            ["delete", name] => Act::Delete(vm(name)),
+            ["migrate", name] => Act::Migrate { vm: vm(name), to: None },
+            ["migrate", name, "to", at] => Act::Migrate { vm: vm(name), to: Some(host(at)?) },
+            ["cancel", name] => Act::Cancel(vm(name)),
+            ["drain", at] => Act::Drain(host(at)?),
+            ["undrain", at] => Act::Undrain(host(at)?),
+            _ => return Err(format!("`{text}` is nothing that can be done")),
+        })
+    }
+}

@@ -1,0 +1,319 @@
+//! The agent's port to fake QEMUs: takes its time, and does nothing for an agent that is dead.
+
+use std::net::{IpAddr, SocketAddr};
+
+use sterna_agent::hypervisor::{
+    Blueprint, Figures, Guest, GuestError, Happenings, Hypervisor, Limits, Look, Pause, Run, SpawnFailed,
+    Transfer, View,
+};
+use sterna_base::units::{Bytes, Span};
+use sterna_model::forecast::LoadSample;
+use sterna_model::migration::Progress;
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+use crate::mutation::Mutation;
+use crate::qemu::{End, Qemu};
+use crate::transfer;
+use crate::world::World;
+
+/// What one life of an agent sees of its machine's processes.
+#[derive(Clone)]
+pub struct Bench {
+    pub world: World,
+    pub host: usize,
+    pub life: u64,
+}
+
+/// One process, as one life of an agent holds it.
+#[derive(Clone)]
+pub struct Held {
+    bench: Bench,
+    id: u64,
+}
+
+impl Bench {
+    async fn lives(&self) {
+        self.world.agent_lives(self.host, self.life).await;
+    }
+
+    /// The way to a process or back.
+    async fn travel(&self) {
+        self.world.pause(0, 2).await;
+        self.lives().await;
+    }
+
+    fn here(&self) -> String {
+        self.world.lock().hosts[self.host].name.to_string()
+    }
+
+    fn attach(&self, id: u64) -> (Held, Happenings) {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        if let Some(qemu) = self.world.lock().machines.qemus.get_mut(&id) {
+            qemu.told = Some(sender);
+        }
+        (Held { bench: self.clone(), id }, receiver)
+    }
+}
+
+impl Hypervisor for Bench {
+    type Guest = Held;
+
+    async fn look(&self, uid: Uuid) -> Look<Held> {
+        self.travel().await;
+        self.world.pause(0, 3).await;
+        self.lives().await;
+        let (id, record) = {
+            let mut state = self.world.lock();
+            let rate = if state.is_calm { 0 } else { state.config.looks_fail };
+            if state.random.chance(rate) {
+                if state.config.mutation == Some(Mutation::HungCountsAsGone) {
+                    return Look::Absent;
+                }
+                return Look::Unknown { why: "it does not answer".to_owned() };
+            }
+            let record = state.machines.ended.get(&(self.host, uid)).cloned();
+            (state.machines.here(self.host, uid), record)
+        };
+        match (id, record) {
+            (Some(id), _) => {
+                let epoch = self.world.lock().machines.qemus.get(&id).map_or(0, |qemu| qemu.epoch);
+                let (guest, happenings) = self.attach(id);
+                Look::Alive { guest, happenings, epoch }
+            }
+            (None, Some(record)) => Look::Ended(record),
+            (None, None) => Look::Absent,
+        }
+    }
+
+    async fn spawn(&self, blueprint: Blueprint) -> Result<(Held, Happenings), SpawnFailed> {
+        self.travel().await;
+        self.world.pause(5, 60).await;
+        self.lives().await;
+        let fails = {
+            let mut state = self.world.lock();
+            let rate = if state.is_calm { 0 } else { state.config.start_fails };
+            state.random.chance(rate)
+        };
+        if fails {
+            return Err(SpawnFailed { why: "no memory left".to_owned() });
+        }
+        let here = self.here();
+        self.world.check_spawn(self.host, &blueprint);
+        // A target of an ended move may hold the image locks until it is released.
+        let is_locked =
+            self.world.lock().machines.qemus.values().any(|qemu| qemu.uid == blueprint.uid && qemu.has_disk);
+        if is_locked && !blueprint.incoming {
+            return Err(SpawnFailed { why: "failed to get the write lock".to_owned() });
+        }
+        let born = self.world.now_ms();
+        let run = if blueprint.incoming { Run::Incoming } else { Run::Paused(Pause::NotStarted) };
+        let runs_when_loaded = blueprint.incoming && self.world.mutates(Mutation::TargetRunsByItself);
+        let id = self.world.on_machines(|machines| {
+            machines.add(Qemu {
+                host: self.host,
+                uid: blueprint.uid,
+                vm: blueprint.name.clone(),
+                epoch: blueprint.epoch,
+                run,
+                transfer: Transfer::None,
+                memory: None,
+                has_disk: !blueprint.incoming,
+                is_target: blueprint.incoming,
+                born,
+                has_run: false,
+                listens: None,
+                runs_when_loaded,
+                wants_cancel: false,
+                sent: 0,
+                told: None,
+            })
+        });
+        self.world.moment(&format!("{here}: spawned"));
+        self.travel().await;
+        Ok(self.attach(id))
+    }
+
+    async fn kill(&self, uid: Uuid, _guest: Option<Held>) {
+        self.travel().await;
+        if self.world.mutates(Mutation::KillDoesNothing) {
+            return;
+        }
+        let here = self.here();
+        let ended = self.world.on_machines(|machines| {
+            let id = machines.here(self.host, uid)?;
+            machines.end(id, End::Killed);
+            Some(())
+        });
+        if ended.is_some() {
+            self.world.moment(&format!("{here}: killed"));
+        }
+        self.travel().await;
+    }
+
+    fn clear(&self, uid: Uuid) -> std::io::Result<()> {
+        if self.world.is_agent_alive(self.host, self.life) {
+            self.world.lock().machines.ended.remove(&(self.host, uid));
+        }
+        Ok(())
+    }
+}
+
+impl Held {
+    /// Does something to the process, if it is still there.
+    async fn tell<T>(&self, what: impl FnOnce(&mut Qemu) -> Result<T, GuestError>) -> Result<T, GuestError> {
+        self.bench.travel().await;
+        let result = self.bench.world.on_machines(|machines| match machines.qemus.get_mut(&self.id) {
+            Some(qemu) => what(qemu),
+            None => Err(GuestError::Unclear("the connection was lost".to_owned())),
+        });
+        self.bench.travel().await;
+        result
+    }
+
+    fn moment(&self, what: &str) {
+        let here = self.bench.here();
+        self.bench.world.moment(&format!("{here}: {what}"));
+    }
+}
+
+impl Guest for Held {
+    async fn view(&self) -> Result<View, GuestError> {
+        self.tell(|qemu| Ok(View { run: qemu.run.clone(), transfer: qemu.transfer.clone() })).await
+    }
+
+    async fn cont(&self) -> Result<(), GuestError> {
+        self.bench.travel().await;
+        self.bench.world.check_cont(self.bench.host, self.id);
+        let outcome = self.bench.world.on_machines(|machines| {
+            let Some(qemu) = machines.qemus.get_mut(&self.id) else {
+                return Err(GuestError::Unclear("the connection was lost".to_owned()));
+            };
+            match (&qemu.run, &qemu.transfer) {
+                (Run::Running, _) => return Ok(false),
+                (Run::Paused(Pause::Migrated), Transfer::Going) => {
+                    return Err(GuestError::Refused("the migration is not finalized yet".to_owned()));
+                }
+                (Run::Incoming, _) if qemu.memory.is_none() => {
+                    qemu.runs_when_loaded = true;
+                    return Ok(false);
+                }
+                _ => {}
+            }
+            if machines.other_writer(self.id).is_some() {
+                return Err(GuestError::Refused("failed to get the write lock".to_owned()));
+            }
+            machines.run(self.id);
+            Ok(true)
+        });
+        if outcome.as_ref().is_ok_and(|changed| *changed) {
+            self.moment("runs");
+        }
+        self.bench.travel().await;
+        outcome.map(|_| ())
+    }
+
+    async fn stop(&self) -> Result<(), GuestError> {
+        self.tell(|qemu| {
+            if qemu.run == Run::Running {
+                qemu.run = Run::Paused(Pause::Asked);
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn press_power_button(&self) -> Result<(), GuestError> {
+        let is_running = self.tell(|qemu| Ok(qemu.run == Run::Running)).await?;
+        if is_running {
+            let (world, id) = (self.bench.world.clone(), self.id);
+            tokio::spawn(async move {
+                world.pause(100, 3000).await;
+                let is_running = |qemu: &Qemu| qemu.run == Run::Running;
+                world.on_machines(|machines| {
+                    if machines.qemus.get(&id).is_some_and(is_running) {
+                        machines.end(id, End::ShutDown);
+                    }
+                });
+            });
+        }
+        Ok(())
+    }
+
+    async fn reset(&self) -> Result<(), GuestError> {
+        self.bench.travel().await;
+        self.bench.world.on_machines(|machines| machines.reset(self.id));
+        self.moment("reset");
+        self.bench.travel().await;
+        Ok(())
+    }
+
+    async fn listen(&self, at: IpAddr) -> Result<SocketAddr, GuestError> {
+        let port = 40_000 + u16::try_from(self.id % 20_000).unwrap_or(0);
+        let address = self
+            .tell(|qemu| {
+                let address = *qemu.listens.get_or_insert(SocketAddr::new(at, port));
+                Ok(address)
+            })
+            .await?;
+        self.moment("listens");
+        Ok(address)
+    }
+
+    async fn activate_disks(&self) -> Result<(), GuestError> {
+        self.tell(|qemu| {
+            if qemu.memory.is_none() {
+                return Err(GuestError::Refused("nothing has arrived".to_owned()));
+            }
+            qemu.has_disk = true;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn announce(&self) -> Result<(), GuestError> {
+        self.tell(|_| Ok(())).await
+    }
+
+    async fn send(&self, to: SocketAddr, _limits: Limits) -> Result<(), GuestError> {
+        self.tell(|qemu| {
+            if qemu.transfer == Transfer::Going {
+                return Err(GuestError::Refused("a migration is already under way".to_owned()));
+            }
+            qemu.transfer = Transfer::Going;
+            qemu.wants_cancel = false;
+            Ok(())
+        })
+        .await?;
+        self.moment("sends");
+        tokio::spawn(transfer::run(self.bench.world.clone(), self.id, to));
+        Ok(())
+    }
+
+    async fn cancel(&self) -> Result<(), GuestError> {
+        self.tell(|qemu| {
+            qemu.wants_cancel = true;
+            Ok(())
+        })
+        .await?;
+        self.moment("asked to cancel");
+        Ok(())
+    }
+
+    async fn figures(&self) -> Result<Figures, GuestError> {
+        self.tell(|qemu| {
+            let downtime = (qemu.transfer == Transfer::Completed).then_some(Span::from_millis(20));
+            let progress = Progress { sent: Bytes(qemu.sent), ..Progress::default() };
+            Ok(Figures { progress, downtime })
+        })
+        .await
+    }
+
+    async fn resize_disk(&self, _index: usize, _size: Bytes) -> Result<(), GuestError> {
+        self.tell(|_| Ok(())).await
+    }
+
+    async fn load(&self, _dirty: bool) -> Result<LoadSample, GuestError> {
+        self.tell(|_| Ok(LoadSample::default())).await
+    }
+}

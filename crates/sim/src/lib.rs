@@ -1,0 +1,40 @@
+//! A whole datacentre in virtual time: production control, planners and agents over fake machines, lines and a store in
+//! memory, with everything killed at any step.
+//!
+//! Same seed, same run. After every event the checker looks: at most one copy of a VM runs, one writes, memory never
+//! goes back, no VM is forgotten, ownership only grows. After the last fault all must become as people asked for.
+//!
+//! Never talks to a real process, file or network, and never waits in real time.
+
+/// An agent's process and its line to the server.
+pub mod agent;
+/// What must hold, after every event and at the end.
+pub mod check;
+/// What may be done to the world, and when.
+pub mod fault;
+/// The server's side of the agents.
+pub mod gateway;
+/// The agent's port to fake QEMUs.
+pub mod hypervisor;
+/// Defects put in on purpose, to test the checker.
+pub mod mutation;
+/// What people ask for.
+pub mod operator;
+/// Fake QEMUs and their shims.
+pub mod qemu;
+/// The one source of chance.
+pub mod random;
+/// What an agent keeps.
+pub mod records;
+/// Runs: directed ones and storms.
+pub mod scenario;
+/// The server's process.
+pub mod server;
+/// The store, as the server reaches it.
+pub mod store;
+/// What happened.
+pub mod trace;
+/// How guest memory travels.
+pub mod transfer;
+/// What everything stands on.
+pub mod world;

@@ -1,0 +1,51 @@
+//! Defects that can be put into the world on purpose: a checker that lets one pass proves nothing.
+//!
+//! Each sits in one of the fakes around the production code, at the place where the real part would have it. Not among
+//! them, because the design heals it and a run shows nothing: a report that is answered and then lost (each connection
+//! begins with an inventory), and rows of a silent host that are dropped (no row is no proof of anything).
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Mutation {
+    /// The gateway takes VMs that are absent from an incomplete inventory for gone.
+    TrustsIncompleteInventory,
+    /// The gateway says for a silent host that its VMs have stopped.
+    SilenceMeansStopped,
+    /// The gateway writes what a host says of a VM that was deleted.
+    ReportsResurrect,
+    /// The gateway takes a source that sends for one that has let go.
+    SendingMeansReleased,
+    /// Control starts a VM again under the epoch that it had.
+    EpochStays,
+    /// An order to release a VM never reaches its host.
+    ReleaseIsLost,
+    /// A host forgets at its boot which epochs it has seen.
+    SeenIsForgotten,
+    /// An agent forgets at its restart what it noted of the copies that are here.
+    NotesAreForgotten,
+    /// A process that does not answer is taken for one that is not there.
+    HungCountsAsGone,
+    /// A target runs as soon as it has everything, whoever owns the VM.
+    TargetRunsByItself,
+    /// A source is killed when it has completed, before anybody owns its target.
+    SourceKilledAtCompletion,
+    /// Killing a process is said to have worked and did not.
+    KillDoesNothing,
+}
+
+impl Mutation {
+    /// Each with the scenario that catches it.
+    pub const ALL: [(Mutation, &str); 12] = [
+        (Mutation::TrustsIncompleteInventory, "ha/agent-cannot-look"),
+        (Mutation::SilenceMeansStopped, "ha/host-is-silent"),
+        (Mutation::ReportsResurrect, "vm/agent-dies-when-its-vm-is-removed"),
+        (Mutation::SendingMeansReleased, "migration/plain"),
+        (Mutation::EpochStays, "ha/qemu-crashes"),
+        (Mutation::ReleaseIsLost, "migration/plain"),
+        (Mutation::SeenIsForgotten, "ha/host-reboots"),
+        (Mutation::NotesAreForgotten, "migration/source-agent-dies-having-released"),
+        (Mutation::HungCountsAsGone, "ha/process-hangs"),
+        (Mutation::TargetRunsByItself, "migration/plain"),
+        (Mutation::SourceKilledAtCompletion, "migration/target-dies-as-owner-before-it-ran"),
+        (Mutation::KillDoesNothing, "migration/plain"),
+    ];
+}

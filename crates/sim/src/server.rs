@@ -1,0 +1,79 @@
+//! The server's process: production control and the gateway, killed and started again over the same store.
+
+use std::sync::Arc;
+
+use sterna_base::scope::Scope;
+use sterna_store::Store;
+use tokio::sync::mpsc;
+
+use crate::gateway;
+use crate::store::Reached;
+use crate::world::World;
+
+impl World {
+    pub fn start_server(&self) {
+        let (sender, inbox) = mpsc::unbounded_channel();
+        let scope = Scope::new();
+        let life = {
+            let mut state = self.lock();
+            if state.server.is_up {
+                return;
+            }
+            state.server.life += 1;
+            state.server.is_up = true;
+            state.server.inbox = Some(sender);
+            state.server.scope = Some(scope.clone());
+            state.server.life
+        };
+        self.say("server starts");
+        scope.spawn(gateway::run(self.clone(), life, inbox));
+        let store: Arc<dyn Store> = Arc::new(Reached { world: self.clone(), life, is_control: true });
+        let (world, token) = (self.clone(), scope.token());
+        scope.spawn(async move {
+            let teller = world.clone();
+            let sink: sterna_control::Sink = Arc::new(move |event| {
+                if teller.is_server_alive(life) {
+                    teller.say(format!("{} {}: {}: {}", event.kind, event.name, event.what, event.why));
+                }
+            });
+            let clock = Arc::new(world.clone());
+            let ended = sterna_control::run(store, clock, "server".to_owned(), sink, token).await;
+            if let Err(error) = ended {
+                world.violate(format!("control gave up: {error}"));
+            }
+        });
+    }
+
+    /// kill -9.
+    pub fn kill_server(&self) {
+        let (scope, lines) = {
+            let mut state = self.lock();
+            if !state.server.is_up {
+                return;
+            }
+            state.server.is_up = false;
+            state.server.inbox = None;
+            let lines: Vec<_> = state.hosts.iter().filter_map(|host| host.connection.clone()).collect();
+            (state.server.scope.take(), lines)
+        };
+        self.say("server is killed");
+        if let Some(scope) = scope {
+            scope.token().cancel();
+        }
+        for line in lines {
+            // The kernel of a dead process closes its connections.
+            self.later(1, 20, move |_| line.agent_sees_end.cancel());
+        }
+        self.later(50, 1000, World::start_server);
+    }
+
+    /// Does something after a drawn time.
+    pub fn later(&self, low: u64, high: u64, act: impl FnOnce(&World) + Send + 'static) {
+        let world = self.clone();
+        let delay = self.draw(low, high);
+        tokio::spawn(async move {
+            world.sleep(delay).await;
+            act(&world);
+        });
+    }
+}

@@ -1,0 +1,262 @@
+//! From nothing to a server with hosts, and the command line against the real server.
+
+#![allow(clippy::unwrap_used)] // A test that cannot go on fails.
+
+mod world;
+
+use serde_json::Value;
+use world::{World, mode};
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+#[test]
+fn init_prints_one_line_that_joins_another_machine() {
+    let mut world = World::new();
+    let init = world.init("--host a1");
+    assert_eq!(init.code, 0, "{init:?}");
+    assert_eq!(init.data.lines().count(), 1, "{}", init.data);
+    let line = init.data.trim().strip_prefix("sterna ").unwrap().to_owned();
+    assert!(line.starts_with("agent join 127.0.0.1:"), "{line}");
+    assert!(init.talk.contains("host a1: joined"), "{}", init.talk);
+
+    for secret in ["agent/host.key", "agent/host.pem", "cli/config.toml", "server/ca.key"] {
+        assert_eq!(mode(&world.path(secret)), 0o600, "{secret}");
+    }
+    assert_eq!(mode(&world.path("server")), 0o700);
+    let agent = std::fs::read_to_string(world.path("agent.toml")).unwrap();
+    assert!(agent.contains(&format!("server = \"127.0.0.1:{}\"", world.port)), "{agent}");
+
+    world.serve();
+    let dir = world.path("b1");
+    let dir = dir.display();
+    let join =
+        format!("--host b1 --address 127.0.0.1 --agent-data-dir {dir}/data --run-dir {dir}/run --no-start");
+    let joined = world.sterna(&format!("{line} {join} --agent-config-out {dir}/agent.toml"));
+    assert_eq!(joined.code, 0, "{joined:?}");
+    let hosts = json(&world.ok("host list -o json"));
+    let names: Vec<_> = hosts.as_array().unwrap().iter().map(|host| host["meta"]["name"].clone()).collect();
+    assert_eq!(names, ["a1", "b1"]);
+
+    // The line works once, and says so.
+    let again = world.sterna(&format!("{line} {join} --host c1 --agent-config-out {dir}/other.toml"));
+    assert_ne!(again.code, 0);
+    let again = world.sterna(&format!(
+        "{line} --host c1 --address 127.0.0.1 --agent-data-dir {dir}/c --run-dir {dir}/c --no-start --agent-config-out {dir}/c.toml"
+    ));
+    assert_eq!(again.code, 1);
+    assert!(again.talk.contains("used") && again.talk.contains("sterna host token"), "{}", again.talk);
+    assert!(!world.path("b1/c.toml").exists());
+}
+
+#[test]
+fn the_first_host_serves_the_default_pool() {
+    let mut world = World::new();
+    let init = world.init("--host a1 --network 10.77.0.0/24");
+    assert_eq!(init.code, 0, "{init:?}");
+    world.serve();
+    let pool = json(&world.ok("pool show default -o json"));
+    assert_eq!(pool["spec"]["kind"]["type"], "nbd");
+    assert_eq!(pool["spec"]["kind"]["host"], "a1");
+    assert_eq!(pool["spec"]["kind"]["path"], world.path("agent/pools/default").to_str().unwrap());
+    assert!(world.ok("network list").contains("10.77.0.0/24"));
+    assert!(world.ok("pool list").contains("nbd"));
+}
+
+#[test]
+fn a_shared_folder_is_the_default_pool_when_there_is_one() {
+    let mut world = World::new();
+    let init = world.init("--server-only --shared-dir /srv/volumes -o json");
+    assert_eq!(init.code, 0, "{init:?}");
+    let data = json(&init.data);
+    assert_eq!(data["join"], format!("sterna agent join {}", data["token"].as_str().unwrap()));
+    assert!(!world.path("agent.toml").exists());
+    world.serve();
+    let pool = json(&world.ok("pool show default -o json"));
+    assert_eq!(pool["spec"]["kind"], json(r#"{"type": "shared-dir", "path": "/srv/volumes"}"#));
+    assert_eq!(world.sterna("host list").talk, "no hosts\n");
+}
+
+#[test]
+fn init_may_be_repeated_and_keeps_what_it_made() {
+    let mut world = World::new();
+    assert_eq!(world.init("--host a1").code, 0);
+    let context = std::fs::read(world.path("cli/config.toml")).unwrap();
+    let certificate = std::fs::read(world.path("agent/host.pem")).unwrap();
+    let again = world.init("--host a1");
+    assert_eq!(again.code, 0, "{again:?}");
+    assert!(again.talk.contains("joined before"), "{}", again.talk);
+    assert_eq!(std::fs::read(world.path("cli/config.toml")).unwrap(), context);
+    assert_eq!(std::fs::read(world.path("agent/host.pem")).unwrap(), certificate);
+    world.serve();
+    // A server that runs is not set up a second time beside itself.
+    let beside = world.init("--host a1");
+    assert_eq!(beside.code, 1);
+    assert!(beside.talk.contains("sterna server status"), "{}", beside.talk);
+}
+
+#[test]
+fn a_token_of_another_server_is_refused_before_anything_is_sent() {
+    let (mut one, other) = (World::new(), World::new());
+    assert_eq!(one.init("--server-only").code, 0);
+    let line = other.init("--server-only").data;
+    one.serve();
+    // The other's token, pointed at this server: the pin does not fit.
+    let wrong = line.trim().replace(&other.port.to_string(), &one.port.to_string());
+    let wrong = wrong.strip_prefix("sterna ").unwrap();
+    let dir = one.path("x");
+    let dir = dir.display();
+    let ran = one.sterna(&format!(
+        "{wrong} --host x --address 127.0.0.1 --no-start --agent-data-dir {dir} --agent-config-out {dir}/agent.toml"
+    ));
+    assert_eq!(ran.code, 1, "{ran:?}");
+    assert!(ran.talk.contains("not the one that made this token"), "{}", ran.talk);
+    assert!(!one.path("x/agent.toml").exists());
+    let cut = one.sterna("agent join 127.0.0.1:1/abc --no-start");
+    assert_eq!(cut.code, 2, "{cut:?}");
+}
+
+#[test]
+fn the_command_line_speaks_the_servers_language() {
+    let mut world = World::new();
+    assert_eq!(world.init("--server-only").code, 0);
+    world.serve();
+    world.ok("datacentre create north --location here -l site=n");
+    let file = world.path("web.yaml");
+    let text = "kind: network\nname: lan\nlabels: {tier: web}\nspec: {kind: {type: overlay, cidr: 10.9.0.0/24}}\n\
+                ---\nkind: pool\nname: fast\nspec: {kind: {type: shared-dir, path: /srv/fast}}\n";
+    std::fs::write(&file, text).unwrap();
+    let dry = world.ok(&format!("apply --dry-run -f {}", file.display()));
+    assert!(dry.contains("network lan would be created"), "{dry}");
+    world.ok(&format!("apply -f {}", file.display()));
+    let same = world.ok(&format!("apply --dry-run -f {}", file.display()));
+    assert_eq!(same, "pool fast is as described\nnetwork lan is as described\n");
+    std::fs::write(&file, text.replace("tier: web", "tier: db").replace("10.9.0.0", "10.8.0.0")).unwrap();
+    let changed = world.ok(&format!("apply --dry-run -f {}", file.display()));
+    assert!(changed.contains("~ labels.tier: web -> db"), "{changed}");
+    assert!(changed.contains("~ spec.kind.cidr: 10.9.0.0/24 -> 10.8.0.0/24"), "{changed}");
+    world.ok(&format!("apply -f {}", file.display()));
+    assert!(world.ok("network list -l tier=db").contains("10.8.0.0/24"));
+
+    let vm = world.sterna("vm create web --image tiny --no-wait");
+    assert_eq!(vm.code, 1, "{vm:?}");
+    assert!(vm.talk.contains("tiny") && vm.talk.contains("hint:"), "{}", vm.talk);
+    world.ok("volume create data --size 1GiB --no-wait");
+    world.ok("vm create web --volume data --stopped --no-wait -l tier=web");
+    let set = world.sterna("vm set web --memory 512MiB --set-label tier=db --notes hello");
+    assert_eq!(set.code, 0, "{set:?}");
+    let web = json(&world.ok("vm show web -o json"));
+    assert_eq!((&web["spec"]["memory"], &web["meta"]["labels"]["tier"]), (&"512MiB".into(), &"db".into()));
+    assert!(world.ok("vm list -l tier=db").contains("web"));
+    assert!(world.ok("vm why web").contains("web is"));
+    world.ok("nic add web --network lan");
+    assert!(world.ok("nic list web").contains("lan"));
+    world.ok("nic remove web 0 --yes");
+
+    let secret = world.ok("token create reader");
+    assert_eq!(secret.trim().len(), 64);
+    assert!(world.ok("token list").contains("viewer"));
+    world.ok("token delete reader --yes");
+    assert!(world.ok("audit list").contains("POST"));
+    assert!(world.ok("operation list").contains("vm/web"));
+    assert!(world.ok("cluster list").contains("north"));
+    world.sterna("event list --object vm/web");
+    let refused = world.sterna("datacentre delete nowhere --yes");
+    assert_eq!(refused.code, 1, "{refused:?}");
+}
+
+#[test]
+fn an_image_is_sent_and_checked() {
+    let mut world = World::new();
+    assert_eq!(world.init("--server-only").code, 0);
+    world.serve();
+    let file = world.path("disk.raw");
+    std::fs::write(&file, vec![7_u8; 3 << 20]).unwrap();
+    world.ok(&format!("image import small --file {}", file.display()));
+    let image = json(&world.ok("image show small -o json"));
+    assert_eq!((&image["report"]["state"], &image["report"]["size"]), (&"ready".into(), &"3MiB".into()));
+    assert!(world.ok("image list").contains("raw"));
+    let wrong = "0".repeat(64);
+    let refused = world.sterna(&format!("image import other --file {} --sha256 {wrong}", file.display()));
+    assert_eq!(refused.code, 1, "{refused:?}");
+    world.ok("image delete small --yes");
+}
+
+#[test]
+fn events_are_printed_as_they_happen() {
+    use std::io::{BufRead, BufReader};
+    let mut world = World::new();
+    assert_eq!(world.init("--server-only").code, 0);
+    world.serve();
+    let mut command = world.command("event follow -o json");
+    command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut told = String::new();
+    BufReader::new(child.stderr.take().unwrap()).read_line(&mut told).unwrap();
+    assert!(told.contains("waiting"), "{told}");
+    let token = json(&world.ok("host token b1 -o json"))["token"].as_str().unwrap().to_owned();
+    let dir = world.path("b1");
+    let dir = dir.display();
+    world.ok(&format!(
+        "agent join {token} --host b1 --address 127.0.0.1 --no-start --agent-data-dir {dir} --agent-config-out {dir}/agent.toml"
+    ));
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!((json(&line)["name"].as_str(), json(&line)["what"].as_str()), (Some("b1"), Some("joined")));
+}
+
+#[test]
+fn a_host_leaves_and_what_sterna_put_there_is_gone() {
+    // In a network of its own: leaving removes network devices.
+    let mut world = World::apart();
+    assert_eq!(world.init("--server-only").code, 0);
+    world.serve();
+    let token = world.ok("host token b1");
+    let dir = world.path("b1");
+    let here = dir.display();
+    let options =
+        format!("--host b1 --address 127.0.0.1 --no-start --agent-data-dir {here}/data --run-dir {here}/run");
+    world.ok(&format!(
+        "{} {options} --agent-config-out {here}/agent.toml",
+        token.trim().strip_prefix("sterna ").unwrap()
+    ));
+    std::fs::create_dir_all(dir.join("data/pools/default")).unwrap();
+    let leave = format!("host leave --settings {here}/agent.toml");
+    let unasked = world.sterna(&leave);
+    assert_eq!(unasked.code, 2, "{unasked:?}");
+    assert!(world.ok("host list").contains("b1"));
+    let left = world.sterna(&format!("{leave} --yes"));
+    assert_eq!(left.code, 0, "{left:?}");
+    assert!(left.talk.contains("kept: the disks"), "{}", left.talk);
+    assert_eq!(world.sterna("host list").talk, "no hosts\n");
+    let rest: Vec<_> =
+        std::fs::read_dir(dir.join("data")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(rest, ["pools"]);
+    assert!(!dir.join("agent.toml").exists());
+    let again = world.sterna(&format!("{leave} --yes"));
+    assert_eq!(again.code, 1);
+}
+
+#[test]
+fn services_start_without_systemd_and_end_when_told() {
+    if std::path::Path::new("/run/systemd/system").exists() {
+        return; // Here systemd would be given units that belong to no package.
+    }
+    let world = World::new();
+    let dir = world.path("");
+    let dir = dir.display();
+    let started = world.sterna(&format!(
+        "server init --server-only --listen 127.0.0.1:{} --data-dir {dir}/server --config-out {dir}/server.toml --run-dir {dir}/run",
+        world.port
+    ));
+    assert_eq!(started.code, 0, "{started:?}");
+    assert!(started.talk.contains("not after a reboot"), "{}", started.talk);
+    world.eventually("the server answers", |world| world.sterna("server status").code == 0);
+    let pid: i32 = std::fs::read_to_string(world.path("run/server.pid")).unwrap().parse().unwrap();
+    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    world.eventually("the server has ended", |world| world.sterna("server status").code == 4);
+}

@@ -1,0 +1,174 @@
+//! All that is decided about one host. Complete each time: an agent converges on the newest and forgets the older.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+use sterna_base::units::{Bytes, Span};
+use sterna_model::image::Format;
+use sterna_model::meta::Name;
+use sterna_model::network::{Cidr, Mac};
+use sterna_model::pool::PoolKind;
+use sterna_model::vm::{CloudInit, Hardware, Power};
+use sterna_model::volume::ImageRef;
+use uuid::Uuid;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Assignment {
+    /// Store revision it was computed from; grows.
+    pub revision: u64,
+    pub host: Name,
+    #[serde(default)]
+    pub vms: Vec<VmAssignment>,
+    #[serde(default)]
+    pub networks: Vec<NetworkAssignment>,
+    #[serde(default)]
+    pub pools: Vec<PoolAssignment>,
+    #[serde(default)]
+    pub volumes: Vec<VolumeAssignment>,
+}
+
+/// One VM that this host has something to do with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmAssignment {
+    pub name: Name,
+    pub uid: Uuid,
+    /// The ownership this is about. An agent durably remembers the highest it acted on and refuses lower ones.
+    pub epoch: u64,
+    pub role: Role,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "role", rename_all = "kebab-case")]
+pub enum Role {
+    /// This host owns the VM under `epoch`.
+    Owner(Box<Owner>),
+    /// Take in a migration: start a paused QEMU that listens. `epoch` is the one it will own if it succeeds.
+    Incoming { migration: Name, machine: Box<Machine>, listen: IpAddr },
+    /// This host does not own the VM: end and reap whatever is left of it here.
+    Release,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    pub machine: Machine,
+    pub power: Power,
+    pub reset_request: u64,
+    pub shutdown_timeout: Span,
+    /// Present: continue the copy that this migration left here, and never start a new process under this epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub continues: Option<Name>,
+    /// Present: send this VM's memory away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outgoing: Option<Outgoing>,
+}
+
+/// An order to the source of a migration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outgoing {
+    pub migration: Name,
+    /// `ADDRESS:PORT` of the listening target.
+    pub to: SocketAddr,
+    pub max_downtime: Span,
+    /// Stop it while that is possible.
+    pub cancel: bool,
+}
+
+/// What QEMU is started with; the same on both sides of a migration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Machine {
+    pub hardware: Hardware,
+    /// In the order of `hardware.volumes`.
+    pub disks: Vec<Disk>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cloud_init: Option<CloudInit>,
+}
+
+/// A volume as a VM opens it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    pub volume: Name,
+    pub uid: Uuid,
+    pub pool: Name,
+    pub format: Format,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageRef>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkAssignment {
+    pub name: Name,
+    pub kind: NetworkKind,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+pub enum NetworkKind {
+    Overlay {
+        vni: u32,
+        cidr: Cidr,
+        /// This host's own address on the segment.
+        host_address: Ipv4Addr,
+        /// Underlay addresses of the *other* hosts on the segment; never this host's own (a host that is in its own
+        /// flood list learns its own guest behind itself).
+        peers: Vec<IpAddr>,
+        /// For the VMs that this host owns or takes in.
+        leases: Vec<Lease>,
+    },
+    Bridge {
+        bridge: String,
+        vlan: Option<u16>,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lease {
+    pub mac: Mac,
+    pub address: Ipv4Addr,
+    pub hostname: Name,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolAssignment {
+    pub name: Name,
+    pub kind: PoolKind,
+    /// `nbd`: where the pool's host serves it; absent while that is not known yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<SocketAddr>,
+    /// `nbd`, on the pool's own host: the exports that must be there, and no others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exports: Vec<Export>,
+}
+
+/// One volume made reachable for one VM under one epoch; its name is [`export_name`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Export {
+    pub volume: Name,
+    pub uid: Uuid,
+    pub format: Format,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageRef>,
+    pub vm: Uuid,
+    pub epoch: u64,
+}
+
+/// The name of an `nbd` pool's export: revoked with the epoch that it was made for.
+#[must_use]
+pub fn export_name(volume: Uuid, vm: Uuid, epoch: u64) -> String {
+    format!("{volume}.{vm}.{epoch}")
+}
+
+/// A volume that this host makes, grows or removes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeAssignment {
+    pub name: Name,
+    pub uid: Uuid,
+    pub pool: Name,
+    pub format: Format,
+    pub size: Bytes,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageRef>,
+    /// The VM that runs with it here, if any: a grow must go through its QEMU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub in_use_by: Option<Uuid>,
+    pub wanted: bool,
+}

@@ -1,0 +1,15 @@
+# ./dev bench NAME: measures with a release build. Sourced by ./dev.
+
+bench_main() {
+    local name=${1:-}
+    [[ -n $name && $name != -* ]] || die "say which: ./dev bench NAME [--quick] [--row NAME]"
+    shift
+    check_machine
+    ensure_packages "$PACKAGES_RUN" "$PACKAGES_BUILD" "$PACKAGES_IMAGE"
+    ensure_qemu
+    STERNA_DEBUG="" ensure_binary
+    ensure_tiny_image
+    mkdir -p "$ROOT/target/bench"
+    # The bench's own exit code is the answer: 0 when all bars hold, 3 when one does not.
+    exec_as_root "$ROOT/target/release/sterna" lab bench "$name" --json "$ROOT/target/bench/$name.json" "$@"
+}

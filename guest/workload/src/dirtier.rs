@@ -1,0 +1,132 @@
+//! Writes to memory at a set rate: one 8-byte word of a pseudo-random page of a working set.
+//!
+//! This is what makes a live migration hard, so its rate is what was asked for, in pages a second.
+
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::filler::Random;
+
+const WORDS_PER_PAGE: usize = 4096 / 8;
+const PAGES_PER_MIB: usize = 256;
+/// Writes are handed out every so often; a rate below 1 / TICK pages is met by skipping ticks.
+const TICK: Duration = Duration::from_millis(5);
+/// A guest that was paused does not make up for the lost time in one burst.
+const CATCH_UP_MAX: Duration = Duration::from_millis(50);
+
+#[derive(Clone, Copy, Default, PartialEq)]
+pub struct Setting {
+    pub pages_per_s: u64,
+    pub mib: u64,
+}
+
+#[derive(Default)]
+pub struct Dirtier {
+    setting: Mutex<Setting>,
+    changed: Condvar,
+}
+
+impl Dirtier {
+    pub fn setting(&self) -> Setting {
+        *self.lock()
+    }
+
+    pub fn set(&self, setting: Setting) {
+        *self.lock() = setting;
+        self.changed.notify_all();
+    }
+
+    /// The loop of the dirtier; never returns.
+    pub fn run(&self) {
+        let mut random = Random::new(0x5eed);
+        loop {
+            let setting = self.wait_for_work();
+            let mut working_set = WorkingSet::allocate(setting.mib);
+            self.dirty_until_changed(setting, &mut working_set, &mut random);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Setting> {
+        self.setting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait_for_work(&self) -> Setting {
+        let mut setting = self.lock();
+        while setting.pages_per_s == 0 || setting.mib == 0 {
+            setting = self.changed.wait(setting).unwrap_or_else(PoisonError::into_inner);
+        }
+        *setting
+    }
+
+    fn dirty_until_changed(&self, setting: Setting, working_set: &mut WorkingSet, random: &mut Random) {
+        let mut last = Instant::now();
+        let mut due = 0.0;
+        loop {
+            let elapsed = last.elapsed().min(CATCH_UP_MAX);
+            last = Instant::now();
+            due += elapsed.as_secs_f64() * setting.pages_per_s as f64;
+            for _ in 0..due as u64 {
+                working_set.touch(random.next());
+            }
+            due = due.fract();
+            let current = self.lock();
+            let woken = self.changed.wait_timeout(current, TICK).unwrap_or_else(PoisonError::into_inner);
+            if *woken.0 != setting {
+                return;
+            }
+        }
+    }
+}
+
+struct WorkingSet {
+    words: Vec<u64>,
+}
+
+impl WorkingSet {
+    /// Every page is written once, so that the working set exists in the guest's memory from the start.
+    fn allocate(mib: u64) -> Self {
+        let pages = mib as usize * PAGES_PER_MIB;
+        let mut words = vec![0; pages * WORDS_PER_PAGE];
+        for page in 0..pages {
+            words[page * WORDS_PER_PAGE] = page as u64 | 1 << 63;
+        }
+        Self { words }
+    }
+
+    fn touch(&mut self, random: u64) {
+        let pages = self.words.len() / WORDS_PER_PAGE;
+        let page = (random >> 16) as usize % pages;
+        let word = &mut self.words[page * WORDS_PER_PAGE + random as usize % WORDS_PER_PAGE];
+        *word = std::hint::black_box(word.wrapping_add(1));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_touch_changes_one_word_of_one_page() {
+        let mut set = WorkingSet::allocate(1);
+        let before = set.words.clone();
+        set.touch(0x1234_5678_9abc_def0);
+        let changed = set.words.iter().zip(&before).filter(|(now, then)| now != then).count();
+        assert_eq!(changed, 1);
+    }
+
+    #[test]
+    fn touches_reach_nearly_every_page() {
+        let mut set = WorkingSet::allocate(1);
+        let before = set.words.clone();
+        let mut random = Random::new(1);
+        for _ in 0..10 * PAGES_PER_MIB {
+            set.touch(random.next());
+        }
+        let page_changed = |page: usize| {
+            let words = page * WORDS_PER_PAGE..(page + 1) * WORDS_PER_PAGE;
+            set.words[words.clone()] != before[words]
+        };
+        let reached = (0..PAGES_PER_MIB).filter(|page| page_changed(*page)).count();
+        assert!(reached > 250, "{reached} of {PAGES_PER_MIB} pages reached");
+    }
+}
