@@ -103,7 +103,7 @@ impl Networks {
     pub async fn ensure(&self, wanted: &[NetworkAssignment]) -> Result<BTreeMap<Name, Error>, Error> {
         let mut state = self.state.lock().await;
         if state.is_current(wanted) {
-            return Ok(BTreeMap::new());
+            return self.ensure_leases(&mut state, wanted);
         }
         let world = World::observe().await?;
         let mut failed = BTreeMap::new();
@@ -127,6 +127,24 @@ impl Networks {
         state.failed = failed.iter().map(|(name, error)| (name.clone(), error.to_string())).collect();
         state.applied = Some((wanted.to_vec(), Instant::now()));
         Ok(failed)
+    }
+
+    /// Other leases, the networks as they were: a VM that comes or goes changes only files of the DHCP server.
+    fn ensure_leases(
+        &self,
+        state: &mut State,
+        wanted: &[NetworkAssignment],
+    ) -> Result<BTreeMap<Name, Error>, Error> {
+        let Some((last, _)) = state.applied.as_mut().filter(|(last, _)| last != wanted) else {
+            return Ok(BTreeMap::new());
+        };
+        for network in wanted {
+            let NetworkKind::Overlay { vni, cidr, leases, .. } = &network.kind else { continue };
+            let mtu = state.ready.get(&network.name).map_or(0, |ready| ready.mtu);
+            dhcp::Config::new(dhcp::dir(&self.dir, *vni), *vni, *cidr, mtu).ensure_leases(leases)?;
+        }
+        *last = wanted.to_vec();
+        Ok(BTreeMap::new())
     }
 
     /// Makes the next [`Self::ensure`] compare with the machine even if it is asked for nothing new.
@@ -254,10 +272,14 @@ impl Networks {
 }
 
 impl State {
+    /// Whether the machine was lately seen to have these networks, whatever their leases.
     fn is_current(&self, wanted: &[NetworkAssignment]) -> bool {
-        let unchanged =
-            self.applied.as_ref().is_some_and(|(last, at)| last == wanted && at.elapsed() < RECHECK);
-        unchanged && self.failed.is_empty()
+        let is_unchanged = |(last, at): &(Vec<NetworkAssignment>, Instant)| {
+            at.elapsed() < RECHECK
+                && last.len() == wanted.len()
+                && last.iter().zip(wanted).all(|(last, wanted)| is_same_network(last, wanted))
+        };
+        self.failed.is_empty() && self.applied.as_ref().is_some_and(is_unchanged)
     }
 
     fn ready(&self, network: &Name) -> Result<&Ready, Error> {
@@ -266,6 +288,18 @@ impl State {
             why: self.failed.get(network).cloned().unwrap_or_else(|| "not assigned yet".to_owned()),
         })
     }
+}
+
+/// Whatever their leases.
+fn is_same_network(a: &NetworkAssignment, b: &NetworkAssignment) -> bool {
+    let bare = |network: &NetworkAssignment| {
+        let mut network = network.clone();
+        if let NetworkKind::Overlay { leases, .. } = &mut network.kind {
+            leases.clear();
+        }
+        network
+    };
+    bare(a) == bare(b)
 }
 
 fn cidr_of(network: &NetworkAssignment) -> Option<(u32, Cidr)> {

@@ -58,6 +58,10 @@ pub(super) fn list(world: &World) -> Vec<Tap> {
 
 /// `None` when there is no such device.
 async fn alias_of(name: &str) -> Result<Option<String>, Error> {
+    // A start should not wait for a process that says what is nearly always so.
+    if !is_device(name)? {
+        return Ok(None);
+    }
     match tool::run("ip", &["-json", "address", "show", "dev", name], "").await {
         Err(Error::Refused { text, .. }) if is_absence(&text) => Ok(None),
         Err(error) => Err(error),
@@ -66,6 +70,14 @@ async fn alias_of(name: &str) -> Result<Option<String>, Error> {
             Ok(world.link(name).map(|link| link.alias.clone().unwrap_or_default()))
         }
     }
+}
+
+/// From the kernel's list of this process's own network namespace.
+fn is_device(name: &str) -> Result<bool, Error> {
+    let path = "/proc/thread-self/net/dev";
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| Error::Io { action: format!("read {path}"), source })?;
+    Ok(text.lines().filter_map(|line| line.split_once(':')).any(|(device, _)| device.trim() == name))
 }
 
 fn is_absence(text: &str) -> bool {

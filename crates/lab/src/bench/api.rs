@@ -16,7 +16,8 @@ use super::world::{Process, World};
 use crate::place::Host;
 use crate::user;
 
-const MEMORY: Bytes = Bytes::mib(64);
+/// With less than 96 MiB the tiny guest's kernel does not unpack its initramfs.
+const MEMORY: Bytes = Bytes::mib(128);
 const OBJECTS: usize = 1000;
 
 /// `starts` VMs are started one after another.
