@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+pub mod agent;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
