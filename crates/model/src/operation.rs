@@ -26,6 +26,14 @@ pub enum Goal {
         vm: Name,
         request: u64,
     },
+    /// The guest stands still because it was asked to.
+    VmPaused {
+        vm: Name,
+    },
+    /// The guest runs on after a pause.
+    VmResumed {
+        vm: Name,
+    },
     /// The VM was reset.
     VmReset {
         vm: Name,
@@ -61,7 +69,11 @@ impl Goal {
     #[must_use]
     pub fn target(&self) -> (&'static str, &Name) {
         match self {
-            Goal::VmPower { vm, .. } | Goal::VmReset { vm, .. } | Goal::VmGone { vm } => ("vm", vm),
+            Goal::VmPower { vm, .. }
+            | Goal::VmPaused { vm }
+            | Goal::VmResumed { vm }
+            | Goal::VmReset { vm, .. }
+            | Goal::VmGone { vm } => ("vm", vm),
             Goal::MigrationEnds { migration } => ("migration", migration),
             Goal::ImageReady { image } => ("image", image),
             Goal::VolumeReady { volume } | Goal::VolumeSize { volume, .. } | Goal::VolumeGone { volume } => {

@@ -9,7 +9,7 @@ use sterna_model::meta::Name;
 use sterna_model::migration::Phase;
 use sterna_model::operation::{Goal, OperationDecision, OperationSpec, OperationState};
 use sterna_model::status::VmState;
-use sterna_model::vm::{CopyState, Exit};
+use sterna_model::vm::{CopyState, Exit, Power};
 use sterna_model::volume::VolumeReport;
 
 use crate::action::Action;
@@ -59,6 +59,8 @@ fn ended(state: &OperationState) -> Option<(&'static str, String)> {
 pub fn state(view: &View, spec: &OperationSpec, now: Timestamp) -> OperationState {
     match &spec.goal {
         Goal::VmPower { vm, request } => vm_power(view, vm, *request, now),
+        Goal::VmPaused { vm } => vm_cpus(view, vm, Power::Paused, now),
+        Goal::VmResumed { vm } => vm_cpus(view, vm, Power::Running, now),
         Goal::VmReset { vm, request } => vm_reset(view, vm, *request),
         Goal::VmGone { vm } => gone(view.vms.contains_key(vm), || status_message(view, vm, now)),
         Goal::MigrationEnds { migration } => migration_ends(view, migration),
@@ -107,6 +109,22 @@ fn vm_power(view: &View, name: &Name, request: u64, now: Timestamp) -> Operation
         // Sterna goes on trying; the user who waits learns at once.
         VmState::Failed if wants && served && start_failed => failed(status.message),
         _ => running(status.message),
+    }
+}
+
+/// Done only on the owner's word about its CPUs: the spec alone says what is about to be.
+fn vm_cpus(view: &View, name: &Name, asked: Power, now: Timestamp) -> OperationState {
+    let Some(vm) = view.vm(name) else { return failed("the VM was removed") };
+    if vm.spec.power != asked || vm.meta.deleting.is_some() {
+        return failed("replaced by a later request");
+    }
+    let Some(status) = status::vm(view, name, now) else { return failed("the VM was removed") };
+    match vm.owner_report().map(|report| &report.state) {
+        _ if status.state == VmState::Unknown => running(status.message),
+        Some(CopyState::Paused { why }) if asked == Power::Paused => succeeded(why.clone()),
+        Some(CopyState::Running) if asked == Power::Running => succeeded("the guest runs"),
+        Some(CopyState::Stopped { .. }) => failed("the VM is not running"),
+        _ => running(format!("asked for; {}", status.message)),
     }
 }
 

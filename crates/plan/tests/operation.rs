@@ -80,6 +80,30 @@ fn a_stop_is_done_when_no_process_is_left() {
 }
 
 #[test]
+fn a_pause_is_done_when_the_host_says_that_the_guest_stands_still_and_a_resume_when_it_runs() {
+    let mut world = one();
+    world.all_run();
+    let paused = || Goal::VmPaused { vm: name("web") };
+    let resumed = || Goal::VmResumed { vm: name("web") };
+    let stands = || CopyState::Paused { why: "as asked".into() };
+    world.change_vm("web", |object| object.spec.power = Power::Paused);
+    assert_eq!(state(&world, paused()), ".. asked for; on host a1");
+    assert_eq!(state(&world, resumed()), "no replaced by a later request");
+    world.report("web", "a1", 1, stands());
+    assert_eq!(state(&world, paused()), "ok as asked");
+    world.report_host("a1", |report| report.link = LinkState::Silent);
+    assert_eq!(state(&world, paused()), ".. host a1 is silent");
+    world.report_host("a1", |report| report.link = LinkState::Connected);
+    world.change_vm("web", |object| object.spec.power = Power::Running);
+    assert_eq!(state(&world, resumed()), ".. asked for; as asked");
+    assert_eq!(state(&world, paused()), "no replaced by a later request");
+    world.report("web", "a1", 1, CopyState::Running);
+    assert_eq!(state(&world, resumed()), "ok the guest runs");
+    world.report("web", "a1", 1, CopyState::Stopped { exit: Exit::GuestShutdown });
+    assert_eq!(state(&world, resumed()), "no the VM is not running");
+}
+
+#[test]
 fn a_reset_is_done_when_the_host_counted_it() {
     let mut world = one();
     let goal = || Goal::VmReset { vm: name("web"), request: 1 };

@@ -60,7 +60,7 @@ async fn start(
             spec.power_request += 1;
         }
         spec.power = Power::Running;
-        Ok(())
+        Ok(Goal::VmPower { vm: name.clone(), request: spec.power_request })
     })
     .await
 }
@@ -78,7 +78,7 @@ async fn stop(
     ask(&app, &actor, &name, |_, spec| {
         spec.power = if how.force { Power::Off } else { Power::Stopped };
         spec.power_request += 1;
-        Ok(())
+        Ok(Goal::VmPower { vm: name.clone(), request: spec.power_request })
     })
     .await
 }
@@ -96,7 +96,7 @@ async fn pause(
     ask(&app, &actor, &name, |state, spec| match state {
         VmState::Running | VmState::Paused => {
             spec.power = Power::Paused;
-            Ok(())
+            Ok(Goal::VmPaused { vm: name.clone() })
         }
         other => Err(refuse(
             Code::WrongState,
@@ -119,7 +119,7 @@ async fn resume(
     ask(&app, &actor, &name, |state, spec| match state {
         VmState::Running | VmState::Paused => {
             spec.power = Power::Running;
-            Ok(())
+            Ok(Goal::VmResumed { vm: name.clone() })
         }
         other => Err(refuse(
             Code::WrongState,
@@ -143,7 +143,7 @@ async fn reset(
     ask(&app, &actor, &name, |state, spec| match state {
         VmState::Running | VmState::Paused | VmState::Migrating => {
             spec.reset_request += 1;
-            Ok(())
+            Ok(Goal::VmReset { vm: name.clone(), request: spec.reset_request })
         }
         other => Err(refuse(
             Code::WrongState,
@@ -153,24 +153,18 @@ async fn reset(
     .await
 }
 
-/// Changes the power part of a spec and records the operation that waits for it.
+/// Changes the power part of a spec and records the operation that waits for the goal that `change` gives.
 async fn ask(
     app: &App,
     actor: &Actor,
     name: &Name,
-    change: impl Fn(VmState, &mut VmSpec) -> Answer<()>,
+    change: impl Fn(VmState, &mut VmSpec) -> Answer<Goal>,
 ) -> Accepted {
     let now = app.now();
     let mut waits_for = None;
     modify::<Vms>(app, name, None, |view, object, txn| {
         let state = state(view, app, name)?;
-        let resets = object.spec.reset_request;
-        change(state, &mut object.spec)?;
-        let goal = if object.spec.reset_request > resets {
-            Goal::VmReset { vm: name.clone(), request: object.spec.reset_request }
-        } else {
-            Goal::VmPower { vm: name.clone(), request: object.spec.power_request }
-        };
+        let goal = change(state, &mut object.spec)?;
         let (id, txn) = operation(txn, actor, goal, now)?;
         waits_for = Some(id);
         Ok(txn)
