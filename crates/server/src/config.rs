@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use sterna_base::units::Bytes;
+use sterna_base::units::{Bytes, Span};
 use sterna_model::meta::Name;
 
 /// The content of `server.toml`. Every key has a default.
@@ -25,6 +25,8 @@ pub struct Config {
     pub allow_private_urls: bool,
     /// The largest image that is taken in.
     pub image_size_max: Bytes,
+    /// Events older than this are forgotten; the audit record is kept for ever.
+    pub events_kept: Span,
 }
 
 impl Default for Config {
@@ -37,6 +39,7 @@ impl Default for Config {
             names: Vec::new(),
             allow_private_urls: false,
             image_size_max: Bytes::gib(64),
+            events_kept: Span::from_secs(90 * 86_400),
         }
     }
 }
@@ -94,6 +97,7 @@ mod tests {
         let config: Config = toml::from_str("listen = [\"127.0.0.1:0\"]\nimage_size_max = \"1GiB\"").unwrap();
         assert_eq!(config.image_size_max, Bytes::gib(1));
         assert_eq!(config.datacentre.as_str(), "default");
+        assert_eq!(config.events_kept.to_string(), "90d");
         assert!(toml::from_str::<Config>("lisen = []").unwrap_err().to_string().contains("listen"));
     }
 }

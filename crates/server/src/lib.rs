@@ -34,6 +34,8 @@ pub mod list;
 pub mod openapi;
 /// The built-in live page.
 pub mod page;
+/// Forgets old events.
+mod retention;
 /// The API's paths.
 pub mod routes;
 /// Measurements, in memory.

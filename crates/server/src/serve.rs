@@ -17,7 +17,7 @@ use crate::follow::Follower;
 use crate::gateway::{Gateway, link};
 use crate::importer::{self, Importer};
 use crate::samples::Samples;
-use crate::{init, openapi, tls};
+use crate::{init, openapi, retention, tls};
 
 /// A server that is bound to its addresses and not serving yet.
 pub struct Server {
@@ -80,6 +80,7 @@ impl Server {
         let closed = tokio::select! {
             () = cancel.cancelled() => false,
             () = app.follower.follow(&*app.store) => true,
+            never = retention::run(App::clone(&app)) => match never {},
         };
         cancel.cancel();
         while accepting.join_next().await.is_some() {}

@@ -268,3 +268,57 @@ async fn the_page_and_the_document_are_open_to_everyone_and_carry_a_strict_polic
     assert_eq!(health["status"], "ok");
     world.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn old_events_are_forgotten_and_the_record_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    {
+        let history = sterna_store::History::open(&dir.path().join("history.db")).unwrap();
+        let event = |time_ms, object: &str| sterna_store::history::Event {
+            time_ms,
+            kind: "placed".into(),
+            object_kind: "vm".into(),
+            object: object.into(),
+            message: "x".into(),
+            why: None,
+            operation: None,
+        };
+        let day = 86_400_000;
+        let now = i64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().as_millis()).unwrap();
+        history.append_event(event(now - 91 * day, "old")).await.unwrap();
+        history.append_event(event(now - 89 * day, "young")).await.unwrap();
+    }
+    let world = World::at(dir, Kind::Memory).await;
+    let left = eventually("forgetting", async || {
+        let events = world.get("/v1/events").await.to_string();
+        (!events.contains("\"old\"")).then_some(events)
+    })
+    .await;
+    assert!(left.contains("\"young\""), "{left}");
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pause_is_waited_for_until_the_host_says_so() {
+    use world::agent::{decide, join, report};
+    let world = World::new(Kind::Memory).await;
+    let agent = join(&world, &world.join_token, "a1").await.unwrap();
+    let uid = world.make_vm("web").await["object"]["meta"]["uid"].clone();
+    decide(&world, "web", "a1", 1).await;
+    assert_eq!(agent.report(json!([agent.host(), agent.inventory(&[])])).await, StatusCode::NO_CONTENT);
+    let says = async |state: Value| {
+        let seen = json!({"type": "vm", "name": "web", "uid": uid, "report": report(1, &state)});
+        assert_eq!(agent.report(json!([seen])).await, StatusCode::NO_CONTENT);
+    };
+    says(json!({"state": "running"})).await;
+    let stands = json!({"state": "paused", "why": "as asked"});
+    for (verb, state) in [("pause", stands), ("resume", json!({"state": "running"}))] {
+        let (status, asked) = world.post(&format!("/v1/vms/web/{verb}"), json!({})).await;
+        assert_eq!(status, StatusCode::ACCEPTED, "{asked}");
+        assert_eq!(asked["operation"]["status"]["state"], "running", "{verb}: {asked}");
+        says(state).await;
+        let path = format!("/v1/operations/{}", asked["operation"]["meta"]["name"].as_str().unwrap());
+        assert_eq!(world.get(&path).await["status"]["state"], "succeeded", "{verb}");
+    }
+    world.stop().await;
+}
