@@ -87,6 +87,7 @@ fn owner(view: &View, vm: &Vm<'_>, decision: &VmDecision, migration: Moving<'_>,
     let power = match (&outgoing, vm.meta.deleting) {
         (Some(_), _) => Power::Running,
         (None, Some(_)) => Power::Off,
+        (None, None) if needs_new_epoch(vm, decision) => Power::Off,
         (None, None) => vm.spec.power,
     };
     Owner {
@@ -97,6 +98,15 @@ fn owner(view: &View, vm: &Vm<'_>, decision: &VmDecision, migration: Moving<'_>,
         continues: decision.continues.clone(),
         outgoing,
     }
+}
+
+/// A start was asked for that this decision does not serve, and there is no copy that could serve it: control starts the
+/// VM under a new epoch once the host has said that it has none. A host that lost its memory, or joined under the name of
+/// an earlier one, would otherwise start it under the old epoch.
+fn needs_new_epoch(vm: &Vm<'_>, decision: &VmDecision) -> bool {
+    let is_fresh = decision.continues.is_none();
+    let has_copy = vm.owner_report().is_some_and(|row| row.state.has_process());
+    is_fresh && !has_copy && vm.spec.power_request > decision.power_request
 }
 
 fn machine(view: &View, vm: &Vm<'_>, decision: &VmDecision) -> Machine {

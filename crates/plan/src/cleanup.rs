@@ -1,6 +1,7 @@
 //! Removes what was deleted, when its parts are gone.
 //!
 //! A VM goes when no host has a copy of it; its boot volume goes with it. A volume goes when its host removed the file.
+//! What a removed host said of VMs goes when nothing rests on it.
 
 use std::time::Duration;
 
@@ -30,7 +31,34 @@ pub fn plan(view: &View, now: Timestamp) -> Vec<Action> {
         let expired = entry.spec.as_ref()?.value.spec.expires < now;
         expired.then(|| remove(view, Key::spec(Kind::JoinToken, name), entry, now, "it expired"))
     });
-    vms.chain(volumes).chain(migrations).chain(join_tokens).collect()
+    let rows = view.vms().filter_map(|vm| forget_removed_hosts(view, &vm, now));
+    vms.chain(volumes).chain(migrations).chain(join_tokens).chain(rows).collect()
+}
+
+/// What a removed host said is forgotten once nothing rests on it: a later host of its name must not be taken to have
+/// said it.
+fn forget_removed_hosts(view: &View, vm: &Vm<'_>, now: Timestamp) -> Option<Action> {
+    if vm.meta.deleting.is_some() || view.is_migrating(vm.name) {
+        return None;
+    }
+    let rests_on = |host: &Name| {
+        // How the owner's copy ended says whether it is started again by itself.
+        let decision = vm.decision().filter(|decision| decision.owner.host == *host);
+        decision.is_some_and(|decision| vm.is_wanted() && vm.spec.power_request <= decision.power_request)
+    };
+    let removed: Vec<_> =
+        vm.entry.reports.keys().filter(|host| view.is_removed(host) && !rests_on(host)).collect();
+    let why = removed.iter().map(|host| host.to_string()).collect::<Vec<_>>().join(", ");
+    let first = Action::new(now, &vm.key(Column::Spec), "forgot", format!("removed: host {why}"))
+        .compare(view, vm.key(Column::Spec))
+        .compare(view, vm.key(Column::Decision));
+    let action = removed.iter().fold(first, |action, host| {
+        // Should it be back, it speaks for itself.
+        action
+            .compare(view, Key::spec(Kind::Host, host))
+            .delete(view, vm.key(Column::ReportOf((*host).clone())))
+    });
+    (!removed.is_empty()).then_some(action)
 }
 
 fn remove_vm(view: &View, vm: &Vm<'_>, now: Timestamp) -> Option<Action> {

@@ -32,6 +32,11 @@ pub fn vm(view: &View, name: &Name, now: Timestamp) -> Option<VmStatus> {
         migrating: view.migration_of(name).is_some(),
         unplaced_why: unplaced.as_deref(),
     });
+    let owner_removed = vm.owner_copy() == OwnerCopy::Removed;
+    if status.state == VmState::Unknown && owner_removed && !vm.spec.power.wants_process() {
+        status.state = VmState::Stopped;
+        status.message = "the host that had it was removed".to_owned();
+    }
     if let Some(why) = hindrance(view, &vm, &status, unplaced, now) {
         status.message = why;
     }

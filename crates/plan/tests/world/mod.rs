@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::too_many_arguments, reason = "tests")]
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub mod scene;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
