@@ -1,6 +1,7 @@
 //! Empties hosts that are to be serviced.
 //!
-//! Reads: which hosts are draining, what runs there. Decides: migrations away from them, a few at a time.
+//! Reads: which hosts are draining, what runs there. Decides: migrations away from them, a few at a time,
+//! and their end when a drain is taken back.
 //! Never chooses the target (`migration`) and never stops a VM that cannot move: that is shown and left to a person.
 
 use std::time::Duration;
@@ -9,7 +10,7 @@ use sterna_base::clock::Timestamp;
 use sterna_base::units::Span;
 use sterna_model::key::{Column, Key, Kind};
 use sterna_model::meta::{Labels, Meta, Name, Object};
-use sterna_model::migration::MigrationSpec;
+use sterna_model::migration::{MigrationSpec, Phase};
 
 use crate::action::Action;
 use crate::check;
@@ -20,9 +21,43 @@ use crate::view::{Host, View, Vm};
 const WAITS: [Duration; 4] =
     [Duration::from_secs(5), Duration::from_secs(30), Duration::from_secs(120), Duration::from_secs(600)];
 
+/// How a migration says that a drain asked for it; the host's name follows. No person's name has a space.
+const ASKED_BY: &str = "drain of host ";
+
 #[must_use]
 pub fn plan(view: &View, now: Timestamp) -> Vec<Action> {
-    view.hosts().filter(|host| host.spec.draining).flat_map(|host| empty(view, &host, now)).collect()
+    let mut actions = take_back(view, now);
+    for host in view.hosts().filter(|host| host.spec.draining) {
+        actions.extend(empty(view, &host, now));
+    }
+    actions
+}
+
+/// Moves that a drain asked for and that have not begun to copy are cancelled once it was taken back. One that copies
+/// goes on: most of the cost is paid, and the guest is as well off there.
+fn take_back(view: &View, now: Timestamp) -> Vec<Action> {
+    let open = view.index.open_migrations.iter().filter(|name| !view.is_broken(Kind::Migration, name));
+    open.filter_map(|name| {
+        let entry = view.migrations.get(name)?;
+        let row = entry.spec.as_ref()?;
+        let host = Name::new(row.value.spec.asked_by.strip_prefix(ASKED_BY)?).ok()?;
+        let is_draining = view.host(&host)?.spec.draining;
+        let phase = entry.decision.as_ref().map(|decision| &decision.phase);
+        let has_begun = !matches!(phase, None | Some(Phase::Pending | Phase::Preparing));
+        if is_draining || has_begun || row.value.spec.cancel {
+            return None;
+        }
+        let spec = MigrationSpec { cancel: true, ..row.value.spec.clone() };
+        let object = Object { meta: row.value.meta.clone(), spec };
+        let why = format!("the drain of host {host} was taken back");
+        Some(
+            Action::new(now, &Key::spec(Kind::Vm, &object.spec.vm), "not to be moved", why)
+                .put(view, Key::spec(Kind::Migration, name), &object)
+                .compare(view, Key::decision(Kind::Migration, name))
+                .compare(view, Key::spec(Kind::Host, &host)),
+        )
+    })
+    .collect()
 }
 
 fn empty(view: &View, host: &Host<'_>, now: Timestamp) -> Vec<Action> {
@@ -76,7 +111,7 @@ fn order(view: &View, host: &Host<'_>, vm: &Vm<'_>, now: Timestamp) -> Option<Ac
             max_downtime: Span::from_millis(300),
             cancel: false,
             forecast: None,
-            asked_by: format!("drain of host {}", host.name),
+            asked_by: format!("{ASKED_BY}{}", host.name),
         },
     };
     let key = Key::spec(Kind::Migration, &name);
