@@ -247,16 +247,20 @@ impl FromRequestParts<App> for HostActor {
             refuse(Code::Unauthenticated, "no host certificate was shown")
                 .hint("join with `sterna agent join`")
         })?;
-        let view = app.view();
-        let known = view.hosts.get(&identity.name).and_then(|entry| entry.meta());
-        match known {
-            Some(meta) if meta.uid == identity.uid => Ok(Self(identity)),
-            _ => Err(refuse(
-                Code::Forbidden,
-                format!("host {} is no longer part of the cluster", identity.name),
-            )
-            .hint("join again with a new token")),
+        identity.check(&app.view())?;
+        Ok(Self(identity))
+    }
+}
+
+impl HostIdentity {
+    /// The certificate's host is still part of the cluster, and no later one of its name.
+    pub fn check(&self, view: &View) -> Answer<()> {
+        let known = view.hosts.get(&self.name).and_then(|entry| entry.meta());
+        if known.is_some_and(|meta| meta.uid == self.uid) {
+            return Ok(());
         }
+        Err(refuse(Code::Forbidden, format!("host {} is no longer part of the cluster", self.name))
+            .hint("join again with a new token"))
     }
 }
 

@@ -22,6 +22,7 @@ use uuid::Uuid;
 
 use crate::app::App;
 use crate::auth::HostActor;
+use crate::ca::HostIdentity;
 use crate::error::{Answer, refuse};
 use crate::gateway::{Line, Strays, link};
 use crate::write;
@@ -44,7 +45,7 @@ pub async fn report(State(app): State<App>, HostActor(host): HostActor, body: By
     }
     let line = app.gateway.line(&host.name);
     let _order = line.order.lock().await;
-    apply(&app, &line, &host.name, &messages).await?;
+    apply(&app, &line, &host, &messages).await?;
     if !line.is_connected() {
         // Reports without a stream: the line may be half dead.
         link::watch_silence(&app, &host.name, link::SILENT_AFTER);
@@ -72,16 +73,18 @@ fn parse(body: &[u8]) -> Answer<Vec<Up>> {
     Ok(messages)
 }
 
-async fn apply(app: &App, line: &Line, host: &Name, messages: &[Up]) -> Answer<()> {
+async fn apply(app: &App, line: &Line, identity: &HostIdentity, messages: &[Up]) -> Answer<()> {
+    let host = &identity.name;
     for _ in 0..TRIES {
         let view = app.view();
+        identity.check(&view)?;
         let mut batch = Batch::new(app, &view, line, host);
         for message in messages {
             batch.on_message(message)?;
         }
         let Batch { rows, strays, inventory, .. } = batch;
         let was_silent = view.host(host).is_none_or(|host| !host.is_connected());
-        match commit(app, &view, rows).await {
+        match commit(app, &view, host, rows).await {
             Ok(()) => {
                 line.strays.send_if_modified(|now| std::mem::replace(now, strays.clone()) != strays);
                 if inventory {
@@ -209,17 +212,20 @@ impl<'a> Batch<'a> {
     }
 }
 
-/// Writes what differs from the view, a slice at a time, each on the condition that its objects are still those.
+/// Writes what differs from the view, a slice at a time, each on the condition that its objects are still those, and
+/// that the host is: one that was removed meanwhile leaves nothing behind.
 async fn commit(
     app: &App,
     view: &View,
+    host: &Name,
     rows: BTreeMap<Key, Option<Vec<u8>>>,
 ) -> Result<(), sterna_store::Error> {
     let changed: Vec<_> = rows.into_iter().filter(|(key, row)| differs(view, key, row.as_deref())).collect();
     let mut newest = 0;
     for slice in changed.chunks(ROWS_MAX) {
-        let mut txn = Txn::new();
-        let mut objects = BTreeSet::new();
+        let host = Key::spec(Kind::Host, host);
+        let mut txn = Txn::new().require(host.to_string(), view.revision_of(&host));
+        let mut objects = BTreeSet::from([host]);
         for (key, row) in slice {
             let spec = Key::spec(key.kind, &key.name);
             if objects.insert(spec.clone()) {

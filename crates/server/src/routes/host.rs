@@ -1,5 +1,8 @@
 //! Machines that run VMs, and the tokens that make one.
 
+/// Removing a host: refused while anything is, or may be, on it.
+pub mod removal;
+
 use std::time::Duration;
 
 use axum::Json;
@@ -12,9 +15,7 @@ use sterna_model::host::HostSpec;
 use sterna_model::key::Kind;
 use sterna_model::meta::{Labels, Name};
 use sterna_model::operation::Goal;
-use sterna_model::pool::PoolKind;
 use sterna_model::token::JoinTokenSpec;
-use sterna_plan::View;
 use sterna_store::Txn;
 use sterna_wire::join::JoinToken;
 use utoipa::ToSchema;
@@ -27,9 +28,9 @@ use crate::auth::{Actor, new_secret};
 use crate::body::{Body, OptionalBody, PathName, Words};
 use crate::error::{Answer, refuse};
 use crate::list::{self, Page};
-use crate::routes::{Change, Deleted, Plain, change_plain, delete_plain};
+use crate::routes::{Change, Deleted, Plain, change_plain};
 use crate::shown::{Host, Hosts};
-use crate::write::{Started, modify, new_meta, operation, put_new, started};
+use crate::write::{Started, known_revision, modify, new_meta, operation, put_new, started};
 
 /// A join token is for the next minutes, not for a drawer.
 const TOKEN_LIFE: Duration = Duration::from_secs(15 * 60);
@@ -132,32 +133,9 @@ async fn delete(
     PathName(name): PathName,
     headers: HeaderMap,
 ) -> Answer<Json<Deleted>> {
-    let deleted = delete_plain::<Hosts>(&app, &name, &headers, |view| users(view, &name)).await?;
+    removal::remove(&app, &name, known_revision(&headers, None)?).await?;
     app.gateway.forget(&name);
-    Ok(deleted)
-}
-
-/// What a host still has: VMs, volumes on its own disk, a pool that it serves.
-fn users(view: &View, name: &Name) -> Vec<String> {
-    let vms = view.vms.iter().filter(|(_, entry)| {
-        let owns = entry.decision.as_ref().is_some_and(|row| row.owner.host == *name);
-        let stopped = entry.reports.get(name).is_some_and(|row| !row.state.has_process());
-        let wanted = entry.spec.as_ref().is_some_and(|row| row.value.spec.power.wants_process());
-        entry.reports.get(name).is_some_and(|row| row.state.has_process()) || (owns && (wanted || !stopped))
-    });
-    let volumes = view.volumes.iter().filter(|(_, entry)| {
-        let local =
-            entry.decision.as_ref().filter(|row| row.host == *name).and_then(|row| view.pools.get(&row.pool));
-        local.and_then(|pool| pool.spec.as_ref()).is_some_and(|pool| !pool.value.spec.kind.is_shared())
-    });
-    let pools = view.pools.iter().filter(|(_, entry)| {
-        let kind = entry.spec.as_ref().map(|row| &row.value.spec.kind);
-        matches!(kind, Some(PoolKind::Nbd { host, .. }) if host == name)
-    });
-    vms.map(|(vm, _)| format!("vm {vm}"))
-        .chain(volumes.map(|(volume, _)| format!("volume {volume}")))
-        .chain(pools.map(|(pool, _)| format!("pool {pool}")))
-        .collect()
+    Ok(Json(Deleted { deleted: name }))
 }
 
 /// Which host may join.

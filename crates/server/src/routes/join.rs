@@ -13,7 +13,7 @@ use sterna_model::key::{Key, Kind};
 use sterna_model::meta::{Labels, Name, Object};
 use sterna_model::token::JoinTokenSpec;
 use sterna_plan::View;
-use sterna_plan::view::Row;
+use sterna_plan::view::{Row, VmEntry};
 use sterna_store::Txn;
 use sterna_store::history::Audit;
 use sterna_wire::join::{JoinAnswer, JoinRequest};
@@ -101,6 +101,7 @@ fn new_host(app: &App, request: &JoinRequest, txn: Txn) -> Answer<(String, Txn)>
         return Err(refuse(Code::AlreadyExists, format!("host {name} exists already"))
             .hint("choose another name, or delete that host first"));
     }
+    refuse_remains(&view, name)?;
     let datacentre = request.datacentre.clone().unwrap_or_else(|| app.config.datacentre.clone());
     let cluster = cluster_of(&view, &datacentre)?;
     let meta = new_meta(name.clone(), Labels::new(), String::new(), app.now())?;
@@ -113,6 +114,14 @@ fn new_host(app: &App, request: &JoinRequest, txn: Txn) -> Answer<(String, Txn)>
     let addresses = request.addresses.clone();
     let spec = HostSpec { datacentre, cluster, addresses, cordoned: false, draining: false };
     Ok((certificate, put_new(txn, Kind::Host, meta, spec)?))
+}
+
+/// Rows of an earlier host of this name would be taken for words of the new one. Control removes them within moments.
+fn refuse_remains(view: &View, name: &Name) -> Answer<()> {
+    let has_row = |(_, entry): &(&Name, &VmEntry)| entry.reports.contains_key(name);
+    let Some((vm, _)) = view.vms.iter().find(has_row) else { return Ok(()) };
+    let message = format!("an earlier host {name} is still being removed: vm {vm} has its report");
+    Err(refuse(Code::WrongState, message).hint("try again, or choose another name"))
 }
 
 const PATH: &str = "/agent/v1/join";
