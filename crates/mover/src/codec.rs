@@ -71,6 +71,9 @@ pub trait Dictionary: Send {
 /// Wants every content that passes: the checkpoint that is being written.
 pub trait Keeper: Send {
     fn keep(&mut self, hash: &PageHash, page: &Page);
+
+    /// The stream was committed, and this is what was where. May take as long as a disk does.
+    fn seal(&mut self, memory: &mut memory::Memory);
 }
 
 /// Tokens of a piece of the stream, ready for a frame.

@@ -48,11 +48,18 @@ impl Memory {
         self.keeper = Some(keeper);
     }
 
+    /// The stream was committed: whoever keeps contents may finish.
+    pub(crate) fn seal(&mut self) {
+        if let Some(mut keeper) = self.keeper.take() {
+            keeper.seal(self);
+        }
+    }
+
     pub(super) fn hash(&self, page: &Page) -> PageHash {
         PageHash::of(&self.key, page)
     }
 
-    pub(super) fn block(&mut self, name: &[u8]) -> Option<u16> {
+    pub(crate) fn block(&mut self, name: &[u8]) -> Option<u16> {
         if let Some(number) = self.block_numbers.get(name) {
             return Some(*number);
         }
@@ -94,7 +101,7 @@ impl Memory {
     }
 
     /// A content was sent for a place, in whatever form.
-    pub(super) fn on_page(&mut self, place: Place, last: Option<PageHash>, hash: PageHash, page: &Page) {
+    pub(crate) fn on_page(&mut self, place: Place, last: Option<PageHash>, hash: PageHash, page: &Page) {
         if let Some(last) = last.filter(|last| *last != hash) {
             self.store.retire(&last);
         }
@@ -105,7 +112,7 @@ impl Memory {
         }
     }
 
-    pub(super) fn on_zero(&mut self, place: Place) {
+    pub(crate) fn on_zero(&mut self, place: Place) {
         if let Some(last) = self.table.get(place) {
             self.store.retire(&last);
         }

@@ -1,0 +1,145 @@
+//! Two sides with certificates, and a line between them that a test can cut.
+#![allow(clippy::unwrap_used, dead_code)]
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use sterna_mover::link::listen::Listener;
+use sterna_mover::link::tls::Identity;
+use sterna_mover::link::{Link, Options, SessionId};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+pub const NAME: &str = "mover.test";
+
+/// One CA and certificates it signed.
+pub struct Authority {
+    issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
+    root: String,
+}
+
+impl Authority {
+    pub fn new() -> Self {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(vec![]).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let root = params.self_signed(&key).unwrap().pem();
+        Self { issuer: rcgen::Issuer::new(params, key), root }
+    }
+
+    pub fn identity(&self) -> Identity {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let params = rcgen::CertificateParams::new(vec![NAME.to_owned()]).unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap().pem();
+        Identity::from_pem(certificate.as_bytes(), key.serialize_pem().as_bytes(), self.root.as_bytes())
+            .unwrap()
+    }
+}
+
+/// Forwards TCP until it is cut; cut, it swallows everything, as a broken line does.
+pub struct Relay {
+    pub address: SocketAddr,
+    cut: watch::Sender<bool>,
+    pub forwarded: Arc<AtomicU64>,
+}
+
+impl Relay {
+    pub async fn to(target: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (cut, watch) = watch::channel(false);
+        let forwarded = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&forwarded);
+        tokio::spawn(async move {
+            while let Ok((near, _)) = listener.accept().await {
+                let (watch, count) = (watch.clone(), Arc::clone(&count));
+                tokio::spawn(async move {
+                    let far = TcpStream::connect(target).await.unwrap();
+                    let ((near_read, near_write), (far_read, far_write)) =
+                        (near.into_split(), far.into_split());
+                    let there = forward(near_read, far_write, watch.clone(), Arc::clone(&count));
+                    tokio::join!(there, forward(far_read, near_write, watch, count));
+                });
+            }
+        });
+        Self { address, cut, forwarded }
+    }
+
+    pub fn cut(&self) {
+        self.cut.send_replace(true);
+    }
+
+    /// New connections pass again; those of before never do.
+    pub fn mend(&self) {
+        self.cut.send_replace(false);
+    }
+}
+
+async fn forward(
+    mut from: tokio::net::tcp::OwnedReadHalf,
+    mut to: tokio::net::tcp::OwnedWriteHalf,
+    watch: watch::Receiver<bool>,
+    count: Arc<AtomicU64>,
+) {
+    let mut buffer = vec![0; 16 << 10];
+    let mut is_broken = false;
+    loop {
+        let Ok(read @ 1..) = from.read(&mut buffer).await else { break };
+        is_broken |= *watch.borrow();
+        if !is_broken {
+            count.fetch_add(read as u64, Ordering::Relaxed);
+            if to.write_all(&buffer[..read]).await.is_err() {
+                break;
+            }
+        }
+    }
+    // A broken line does not even say that it is.
+    if is_broken {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Two linked sides with a relay between them.
+pub struct Pair {
+    pub listener: Listener,
+    pub relay: Relay,
+    pub authority: Authority,
+    pub source: Link,
+    pub target: Link,
+}
+
+pub const SESSION: SessionId = SessionId([9; 16]);
+
+/// Fast to notice, for tests.
+pub fn options() -> Options {
+    Options {
+        silence: Duration::from_millis(400),
+        retry_ceiling: Duration::from_millis(100),
+        streams: 3,
+        ..Options::default()
+    }
+}
+
+impl Pair {
+    pub async fn new(options: Options) -> Self {
+        let authority = Authority::new();
+        let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = Listener::new(tcp, authority.identity().acceptor().unwrap()).unwrap();
+        let relay = Relay::to(listener.address()).await;
+        let target = listener.expect(SESSION, options.clone());
+        let source = Link::dial(SESSION, relay.address, authority.identity().dialer(NAME).unwrap(), options);
+        Self { listener, relay, authority, source, target }
+    }
+}
+
+/// Waits until the condition holds; tests never sleep for a fixed time.
+pub async fn eventually<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !condition().await {
+        assert!(Instant::now() < deadline, "not within 30 s: {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
