@@ -5,10 +5,10 @@ use std::net::SocketAddr;
 
 use sterna_model::host::PoolSeen;
 use sterna_model::meta::Name;
-use sterna_model::migration::{MigrationDecision, MigrationSpec, Phase};
+use sterna_model::migration::{MigrationDecision, MigrationSpec, Phase, SideState};
 use sterna_model::network::NetworkKind as Kind;
 use sterna_model::pool::PoolKind;
-use sterna_model::vm::{Power, VmDecision};
+use sterna_model::vm::{CopyState, Power, VmDecision, VmReport};
 use sterna_wire::assignment::{
     Assignment, Disk, Export, Lease, Machine, NetworkAssignment, NetworkKind, Outgoing, Owner,
     PoolAssignment, Role, VmAssignment, VolumeAssignment,
@@ -37,6 +37,15 @@ pub fn assignment(view: &View, host: &Name) -> Assignment {
         assignment.volumes = volumes(view, &host);
     }
     assignment
+}
+
+/// What a host has of a VM that the store does not know may be ended without asking anybody: no guest has run in it. A VM
+/// leaves the store only when no host has a copy of it, so a copy that has run is no leftover: the store is older than
+/// what the host has seen.
+#[must_use]
+pub fn may_end_stray(report: &VmReport) -> bool {
+    let side = report.migration.as_ref().map(|migration| &migration.side);
+    report.state == CopyState::Incoming && matches!(side, None | Some(SideState::Listening { .. }))
 }
 
 fn of_vm(view: &View, vm: &Vm<'_>, host: &Host<'_>) -> Option<VmAssignment> {

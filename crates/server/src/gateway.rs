@@ -65,8 +65,18 @@ impl Default for Line {
     }
 }
 
-/// By uid: name, and the epoch to release.
-pub type Strays = BTreeMap<Uuid, (Name, u64)>;
+/// By uid.
+pub type Strays = BTreeMap<Uuid, Stray>;
+
+/// A copy of a VM that the store does not know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stray {
+    pub name: Name,
+    /// The one to release.
+    pub epoch: u64,
+    /// A guest has run in it: only a person may end it.
+    pub is_held: bool,
+}
 
 struct Session {
     number: u64,
@@ -87,12 +97,21 @@ impl Line {
         self.inventory.load(Ordering::Acquire)
     }
 
+    /// Copies of VMs that the store does not know, which wait for a person.
+    pub fn held(&self) -> Vec<(Uuid, Name)> {
+        held_of(&self.strays.borrow())
+    }
+
     /// Ends the stream, such as after the host was deleted.
     pub fn hang_up(&self) {
         if let Some(session) = self.session().take() {
             session.end.cancel();
         }
     }
+}
+
+fn held_of(strays: &Strays) -> Vec<(Uuid, Name)> {
+    strays.iter().filter(|(_, stray)| stray.is_held).map(|(uid, stray)| (*uid, stray.name.clone())).collect()
 }
 
 impl Gateway {
@@ -107,6 +126,31 @@ impl Gateway {
         if let Some(line) = line {
             line.hang_up();
         }
+    }
+
+    /// Copies of VMs that the store does not know, which wait for a person: by host.
+    pub fn held(&self) -> BTreeMap<Name, Vec<(Uuid, Name)>> {
+        let hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = hosts.iter().map(|(host, line)| (host.clone(), line.held()));
+        held.filter(|(_, vms)| !vms.is_empty()).collect()
+    }
+
+    /// The store is right and the hosts are to follow: releases what is held now, and tells what that is.
+    pub fn release_held(&self) -> BTreeMap<Name, Vec<(Uuid, Name)>> {
+        let hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut released = BTreeMap::new();
+        for (host, line) in hosts.iter() {
+            line.strays.send_if_modified(|strays| {
+                let held = held_of(strays);
+                strays.values_mut().for_each(|stray| stray.is_held = false);
+                let is_new = !held.is_empty();
+                if is_new {
+                    released.insert(host.clone(), held);
+                }
+                is_new
+            });
+        }
+        released
     }
 
     /// Sends an order beside the assignment to a connected agent.

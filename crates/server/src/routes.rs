@@ -22,6 +22,8 @@ pub mod network;
 pub mod operation;
 /// Places that hold volumes.
 pub mod pool;
+/// The server itself.
+pub mod server;
 /// Who may talk to the API.
 pub mod token;
 /// Virtual servers.

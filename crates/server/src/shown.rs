@@ -261,6 +261,13 @@ fn host_status(eye: Eye<'_>, name: &Name, spec: &HostSpec, report: Option<&HostR
     };
     let memory_free =
         eye.view.host(name).map_or(Bytes(0), |host| sterna_plan::capacity::free_memory(eye.view, &host));
+    let held: Vec<_> = eye.app.gateway.held().remove(name).unwrap_or_default();
+    let message = match held.len() {
+        0 => message,
+        vms => format!(
+            "{message}; has {vms} VMs that the store does not know, held until `sterna server accept-store`"
+        ),
+    };
     HostStatus {
         state: state.to_owned(),
         message,

@@ -107,13 +107,13 @@ async fn an_agent_gets_its_assignment_and_its_reports_become_rows() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_vm_that_nobody_knows_is_released_until_it_is_gone() {
+async fn a_copy_that_never_ran_of_a_vm_that_nobody_knows_is_released_until_it_is_gone() {
     let world = World::new(Kind::Memory).await;
     let agent = join(&world, &world.join_token, "a1").await.unwrap();
     let mut lines = agent.stream().await;
     let uid = uuid::Uuid::now_v7();
     let stray = |state: Value| json!({"name": "ghost", "uid": uid, "report": report(4, &state)});
-    let messages = json!([agent.host(), agent.inventory(&[stray(json!({"state": "running"}))])]);
+    let messages = json!([agent.host(), agent.inventory(&[stray(json!({"state": "incoming"}))])]);
     assert_eq!(agent.report(messages).await, StatusCode::NO_CONTENT);
     let listed = |line: &Value| line["vms"].as_array().is_some_and(|vms| !vms.is_empty());
     let line = lines.until(listed).await;
@@ -125,6 +125,58 @@ async fn a_vm_that_nobody_knows_is_released_until_it_is_gone() {
     assert_eq!(agent.report(json!([gone])).await, StatusCode::NO_CONTENT);
     let line = lines.until(|line| line["type"] == "assignment").await;
     assert_eq!(line["vms"], json!([]));
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_that_ran_and_that_the_store_does_not_know_is_held_until_a_person_accepts_the_store() {
+    let world = World::new(Kind::Memory).await;
+    let agent = join(&world, &world.join_token, "a1").await.unwrap();
+    let mut lines = agent.stream().await;
+    assert_eq!(lines.next().await.unwrap()["vms"], json!([]));
+    let uid = uuid::Uuid::now_v7();
+    let ghost = json!({"name": "ghost", "uid": uid, "report": report(4, &json!({"state": "running"}))});
+    let loaded = json!({"migration": "m", "side": {"side": "loaded"}});
+    let mut moving = report(7, &json!({"state": "incoming"}));
+    moving["migration"] = loaded;
+    let moving = json!({"name": "moving", "uid": uuid::Uuid::now_v7(), "report": moving});
+    // Said again with every inventory, also over a new line: it stays held.
+    for _ in 0..2 {
+        let inventory = agent.inventory(&[ghost.clone(), moving.clone()]);
+        assert_eq!(agent.report(json!([agent.host(), inventory])).await, StatusCode::NO_CONTENT);
+    }
+    let message = world.get("/v1/hosts/a1").await["status"]["message"].to_string();
+    assert!(
+        message.contains("2 VMs that the store does not know") && message.contains("accept-store"),
+        "{message}"
+    );
+    eventually("the event", async || {
+        let events = world.get("/v1/events?object=host/a1").await.to_string();
+        events.contains("vm-held").then_some(())
+    })
+    .await;
+    // Whatever is sent after that report does not release it: a VM that is decided later comes alone.
+    world.make_vm("web").await;
+    decide(&world, "web", "a1", 1).await;
+    let line = lines.until(|line| line["vms"].as_array().is_some_and(|vms| !vms.is_empty())).await;
+    assert_eq!((line["vms"].as_array().unwrap().len(), &line["vms"][0]["name"]), (1, &json!("web")));
+
+    let (status, accepted) = world.post("/v1/server/accept-store", json!({})).await;
+    assert_eq!(status, StatusCode::OK, "{accepted}");
+    let released = accepted["released"].as_array().unwrap();
+    assert!(
+        released.len() == 2 && released.contains(&json!({"host": "a1", "vm": "ghost", "uid": uid})),
+        "{accepted}"
+    );
+    let line = lines.until(|line| line["vms"].as_array().is_some_and(|vms| vms.len() == 3)).await;
+    assert!(
+        line["vms"]
+            .as_array()
+            .unwrap()
+            .contains(&json!({"name": "ghost", "uid": uid, "epoch": 4, "role": {"role": "release"}}))
+    );
+    let (_, again) = world.post("/v1/server/accept-store", json!({})).await;
+    assert_eq!(again["released"], json!([]));
     world.stop().await;
 }
 

@@ -275,6 +275,7 @@ impl World {
         let mut open = Vec::new();
         state.look_at_processes(&mut open);
         state.look_at_vms(&mut open);
+        state.look_at_lost(&mut open);
         state.look_at_leftovers(&mut open);
         let view = &state.checker.view;
         open.extend(view.migrations.iter().filter_map(|(name, entry)| {
@@ -296,7 +297,8 @@ impl State {
     /// A guest runs where its VM is owned, and nowhere else.
     #[must_use]
     pub fn running_strangers(&self) -> Vec<String> {
-        let running = self.machines.qemus.values().filter(|qemu| qemu.run == Run::Running);
+        let known = self.machines.qemus.values().filter(|qemu| !self.lost.contains(&qemu.uid));
+        let running = known.filter(|qemu| qemu.run == Run::Running);
         let strangers = running.filter_map(|qemu| {
             let here = &self.hosts[qemu.host].name;
             let owner = self.checker.owner(qemu.uid);
@@ -306,9 +308,21 @@ impl State {
         strangers.collect()
     }
 
+    /// What the store forgot goes on as before.
+    fn look_at_lost(&self, open: &mut Vec<String>) {
+        for uid in &self.lost {
+            let mine = self.machines.qemus.values().filter(|qemu| qemu.uid == *uid);
+            let running = mine.filter(|qemu| qemu.run == Run::Running).count();
+            let boots = self.machines.boots.get(uid).copied().unwrap_or(0);
+            if (running, boots) != (1, 1) {
+                open.push(format!("lost VM {uid}: {running} copies run, booted {boots} times"));
+            }
+        }
+    }
+
     /// Every process is its VM's owner's; S10.
     fn look_at_processes(&self, open: &mut Vec<String>) {
-        for (id, qemu) in &self.machines.qemus {
+        for (id, qemu) in self.machines.qemus.iter().filter(|(_, qemu)| !self.lost.contains(&qemu.uid)) {
             let here = &self.hosts[qemu.host].name;
             match self.checker.owner(qemu.uid) {
                 Some(owner) if owner.host == *here => {}
@@ -352,7 +366,7 @@ impl State {
         for (index, host) in self.hosts.iter().enumerate() {
             let ended = self.machines.ended.keys().filter(|(at, _)| *at == index).map(|(_, uid)| *uid);
             let noted = host.notes.keys().copied();
-            for uid in noted.chain(ended).collect::<BTreeSet<_>>() {
+            for uid in noted.chain(ended).filter(|uid| !self.lost.contains(uid)).collect::<BTreeSet<_>>() {
                 let owns = self.checker.owner(uid).is_some_and(|owner| owner.host == host.name);
                 if !owns {
                     open.push(format!("S10: records of {uid} are left on {}", host.name));

@@ -50,6 +50,8 @@ pub enum Act {
     Cancel(String),
     Drain(usize),
     Undrain(usize),
+    /// The server dies and its store is restored from a copy that is older than this VM.
+    Lose(String),
 }
 
 /// A deed that waits for an instant.
@@ -137,6 +139,7 @@ impl World {
                 });
             }
             Act::FailDisk(host) => self.fail_disk(*host),
+            Act::Lose(vm) => self.lose(vm),
             Act::Blind(rate) | Act::Starve(rate) | Act::Withhold(rate) => {
                 self.say(act.to_string());
                 let config = &mut self.lock().config;
@@ -231,6 +234,7 @@ impl fmt::Display for Act {
             Act::Starve(rate) => write!(f, "starve {rate}"),
             Act::Withhold(rate) => write!(f, "withhold {rate}"),
             Act::Create(vm) => write!(f, "create {vm}"),
+            Act::Lose(vm) => write!(f, "lose {vm}"),
             Act::Start(vm) => write!(f, "start {vm}"),
             Act::Stop(vm) => write!(f, "stop {vm}"),
             Act::Off(vm) => write!(f, "off {vm}"),
@@ -284,6 +288,7 @@ impl FromStr for Act {
             ["cancel", name] => Act::Cancel(vm(name)),
             ["drain", at] => Act::Drain(host(at)?),
             ["undrain", at] => Act::Undrain(host(at)?),
+            ["lose", name] => Act::Lose(vm(name)),
             _ => return Err(format!("`{text}` is nothing that can be done")),
         })
     }

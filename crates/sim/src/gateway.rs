@@ -15,7 +15,7 @@ use sterna_model::migration::{MigrationReport, Outcome, SideState};
 use sterna_model::vm::{CopyState, Exit, VmReport, VmSpec};
 use sterna_model::volume::VolumeSpec;
 use sterna_plan::View;
-use sterna_plan::assignment::assignment;
+use sterna_plan::assignment::{assignment, may_end_stray};
 use sterna_store::{Store, Txn, Watch};
 use sterna_wire::assignment::{Assignment, Role, VmAssignment};
 use sterna_wire::down::Down;
@@ -243,7 +243,8 @@ impl Gateway {
         let stray = (host.clone(), seen.uid);
         if known.is_none() && !self.world.mutates(Mutation::ReportsResurrect) {
             match &seen.report {
-                Some(report) if report.state.has_process() => {
+                // One that has run waits for a person, who does not come here.
+                Some(report) if report.state.has_process() && may_end_stray(report) => {
                     self.strays.insert(stray, (seen.name.clone(), report.epoch));
                 }
                 _ => drop(self.strays.remove(&stray)),

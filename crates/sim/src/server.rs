@@ -3,11 +3,16 @@
 use std::sync::Arc;
 
 use sterna_base::scope::Scope;
-use sterna_store::Store;
+use sterna_model::key::{Column, Key, Kind};
+use sterna_model::meta::Object;
+use sterna_model::migration::MigrationSpec;
+use sterna_model::vm::VmSpec;
+use sterna_store::{Store, Txn};
 use tokio::sync::mpsc;
 
 use crate::gateway;
 use crate::store::Reached;
+use crate::store::at_once;
 use crate::world::World;
 
 impl World {
@@ -65,6 +70,34 @@ impl World {
             self.later(1, 20, move |_| line.agent_sees_end.cancel());
         }
         self.later(50, 1000, World::start_server);
+    }
+
+    /// The server dies, and starts again over a store that was restored from a copy older than this VM.
+    pub fn lose(&self, vm: &str) {
+        self.kill_server();
+        let snapshot = at_once(self.store.range("", None)).expect("the memory store reads");
+        let mut txn = Txn::new();
+        for entry in &snapshot.entries {
+            let Some(key) = Key::parse(&entry.key) else { continue };
+            let moves_it = || {
+                let spec = serde_json::from_slice::<Object<MigrationSpec>>(&entry.value).ok();
+                spec.is_some_and(|object| object.spec.vm.as_str() == vm)
+            };
+            if key.kind == Kind::Vm && key.name.as_str() == vm {
+                if let (Column::Spec, Ok(object)) =
+                    (&key.column, serde_json::from_slice::<Object<VmSpec>>(&entry.value))
+                {
+                    self.lock().lost.insert(object.meta.uid);
+                }
+                txn = txn.delete(&entry.key);
+            } else if key.kind == Kind::Migration && moves_it() {
+                let decision = Key::decision(Kind::Migration, &key.name).to_string();
+                txn = txn.delete(&entry.key).delete(decision);
+            }
+        }
+        self.moment("an older store is back");
+        at_once(self.store.commit(txn)).expect("the memory store writes");
+        self.on_commit();
     }
 
     /// Does something after a drawn time.

@@ -121,6 +121,8 @@ pub struct State {
     /// What must never happen and did.
     pub violations: Vec<String>,
     pub acts_done: BTreeSet<String>,
+    /// VMs that the store has lost; they run on all the same.
+    pub lost: BTreeSet<Uuid>,
 }
 
 pub struct Inner {
@@ -173,6 +175,7 @@ impl World {
             connections_made: 0,
             violations: Vec::new(),
             acts_done: BTreeSet::new(),
+            lost: BTreeSet::new(),
             config,
         };
         let store = Memory::new(Arc::new(move || started.elapsed()));

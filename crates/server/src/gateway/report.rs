@@ -16,6 +16,7 @@ use sterna_model::host::{HostReport, LinkState};
 use sterna_model::key::{Key, Kind};
 use sterna_model::meta::Name;
 use sterna_plan::View;
+use sterna_plan::assignment::may_end_stray;
 use sterna_store::Txn;
 use sterna_wire::up::{Samples, Up, VmSeen, VolumeSeen};
 use uuid::Uuid;
@@ -24,7 +25,7 @@ use crate::app::App;
 use crate::auth::HostActor;
 use crate::ca::HostIdentity;
 use crate::error::{Answer, refuse};
-use crate::gateway::{Line, Strays, link};
+use crate::gateway::{Line, Stray, Strays, link};
 use crate::write;
 
 /// Rows of one transaction: well below the store's limits in number and, at a few KiB a row, in bytes.
@@ -86,6 +87,7 @@ async fn apply(app: &App, line: &Line, identity: &HostIdentity, messages: &[Up])
         let was_silent = view.host(host).is_none_or(|host| !host.is_connected());
         match commit(app, &view, host, rows).await {
             Ok(()) => {
+                tell_strays(app, line, host, &strays);
                 line.strays.send_if_modified(|now| std::mem::replace(now, strays.clone()) != strays);
                 if inventory {
                     line.inventory.store(true, Ordering::Release);
@@ -189,9 +191,11 @@ impl<'a> Batch<'a> {
         }
         match &seen.report {
             Some(report) if report.state.has_process() => {
-                if self.strays.insert(seen.uid, (seen.name.clone(), report.epoch)).is_none() {
-                    tracing::warn!(host = %self.host, vm = %seen.name, uid = %seen.uid, "a VM that nobody knows is released");
-                }
+                let before = self.strays.get(&seen.uid).filter(|before| before.epoch == report.epoch);
+                let was_released = before.is_some_and(|before| !before.is_held);
+                let is_held = !was_released && !may_end_stray(report);
+                let stray = Stray { name: seen.name.clone(), epoch: report.epoch, is_held };
+                self.strays.insert(seen.uid, stray);
             }
             _ => {
                 self.strays.remove(&seen.uid);
@@ -209,6 +213,24 @@ impl<'a> Batch<'a> {
             self.rows.insert(Key::report(Kind::Volume, &seen.name), Some(write::bytes(&seen.report)?));
         }
         Ok(())
+    }
+}
+
+/// Says of each new stray what becomes of it.
+fn tell_strays(app: &App, line: &Line, host: &Name, strays: &Strays) {
+    let before = line.strays.borrow();
+    for (uid, stray) in strays.iter().filter(|(uid, stray)| before.get(uid) != Some(stray)) {
+        if stray.is_held {
+            tracing::error!(%host, vm = %stray.name, %uid, "a VM that the store does not know is held");
+            let why = format!(
+                "it has VM {}, which the store does not know: the store is older than what the host has seen; nothing of it is \
+                 released until `sterna server accept-store`",
+                stray.name
+            );
+            link::record(app, host, "vm-held", &why);
+        } else {
+            tracing::warn!(%host, vm = %stray.name, %uid, "a copy that never ran, of a VM that nobody knows, is released");
+        }
     }
 }
 

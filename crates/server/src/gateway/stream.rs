@@ -117,9 +117,10 @@ fn newest(app: &App, host: &HostIdentity, line: &Line) -> Option<(Assignment, u6
         return None;
     }
     let mut assignment = sterna_plan::assignment::assignment(&view, &host.name);
-    for (uid, (name, epoch)) in line.strays.borrow().iter() {
+    for (uid, stray) in line.strays.borrow().iter().filter(|(_, stray)| !stray.is_held) {
         if !assignment.vms.iter().any(|vm| vm.uid == *uid) {
-            let stray = VmAssignment { name: name.clone(), uid: *uid, epoch: *epoch, role: Role::Release };
+            let (name, epoch) = (stray.name.clone(), stray.epoch);
+            let stray = VmAssignment { name, uid: *uid, epoch, role: Role::Release };
             assignment.vms.push(stray);
         }
     }
