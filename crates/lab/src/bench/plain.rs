@@ -166,7 +166,9 @@ fn arguments(machine: &Machine, socket: &Path) -> Vec<String> {
         "-display",
         "none",
         "-machine",
-        &machine.machine,
+        // The same machine as Sterna's. A guest with QEMU's default HPET keeps most of a CPU busy under emulation, here
+        // and while the other guest is moved.
+        &format!("{},usb=off,vmport=off,smm=off,hpet=off,dump-guest-core=off", machine.machine),
         "-accel",
         "tcg",
         "-cpu",
