@@ -174,7 +174,17 @@ impl Sender {
 
     /// Waits until the other side took everything, and says that nothing more will come.
     pub async fn finish(&self) -> Result<(), Ended> {
-        self.shared.finish().await
+        self.shared.finish(&Lane::ALL).await
+    }
+
+    /// The same when the stream was given up: waits only until the other side took the last message.
+    pub async fn give_up(&self) -> Result<(), Ended> {
+        self.shared.finish(&[Lane::Urgent]).await
+    }
+
+    /// The same when the other side has given up, and reads nothing any more.
+    pub async fn part(&self) -> Result<(), Ended> {
+        self.shared.finish(&[]).await
     }
 }
 

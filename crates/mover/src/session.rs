@@ -16,6 +16,7 @@
 //! 4. [`Source::commit`]: the source QEMU gets the word and completes. Or [`Source::reclaim`], when whoever decides
 //!    about ownership gave it back: the socket closes, and the source QEMU resumes the guest.
 //!
+//! A failure after the grant, of the line or of the target, decides nothing: [`SourceEvent::InDoubt`], and QEMU waits.
 //! A side that dies closes its socket, and a source QEMU that is not frozen then resumes its guest. Who grants must
 //! freeze it first, or hold another descriptor of that socket.
 
@@ -29,8 +30,10 @@ mod return_path;
 
 use crate::checkpoint::CheckpointId;
 use crate::codec::{Counters, Dictionary};
+use crate::frame::Kind;
 use crate::hash::StreamHash;
-use crate::link::Ended;
+use crate::link::{Ended, Sender};
+use message::Message;
 
 pub use source::{Source, SourceEvent};
 pub use target::{Target, TargetEvent};
@@ -104,4 +107,38 @@ pub struct Progress {
 pub struct End {
     pub hash: StreamHash,
     pub length: u64,
+}
+
+/// The last word to the other side. The caller was told before: the line may be down for long.
+async fn take_leave(sender: &Sender, outcome: Left) {
+    let left = match outcome {
+        Left::Done => sender.finish().await,
+        Left::GaveUp(reason) => match sender.send(Kind::Message, Message::Abort { reason }.payload()).await {
+            Ok(()) => sender.give_up().await,
+            Err(ended) => Err(ended),
+        },
+        Left::WasLeft => sender.part().await,
+    };
+    if let Err(ended) = left {
+        tracing::debug!(%ended, "the other side has gone already");
+    }
+}
+
+/// Who leaves whom, and why.
+enum Left {
+    Done,
+    GaveUp(String),
+    WasLeft,
+}
+
+impl From<&Outcome> for Left {
+    fn from(outcome: &Outcome) -> Self {
+        match outcome {
+            Outcome::Committed => Self::Done,
+            Outcome::Aborted => Self::GaveUp("aborted by its caller".to_owned()),
+            Outcome::Reclaimed => Self::GaveUp("the source has its guest back".to_owned()),
+            Outcome::Failed(Error::Peer(_) | Error::Link(_)) => Self::WasLeft,
+            Outcome::Failed(error) => Self::GaveUp(error.to_string()),
+        }
+    }
 }

@@ -225,11 +225,15 @@ async fn a_granted_guest_comes_back_only_when_it_is_reclaimed() {
         moving.granted_and_loaded(held.length).await;
         // Even the death of the other side changes nothing by itself.
         way.target.kill();
+        // What its host would do with a session whose QEMU is gone.
         drop(moving.target);
-        let ended = tokio::time::timeout(Duration::from_millis(300), async {
+        let doubt = moving.source.events.recv().await.unwrap();
+        assert!(matches!(doubt, SourceEvent::InDoubt(_)), "{doubt:?}");
+        assert_eq!(moving.source.abort().await, Err(Refused::PastGrant));
+        let ran = tokio::time::timeout(Duration::from_millis(300), async {
             way.source.lives().await;
         });
-        assert!(ended.await.is_err(), "the source ran after a grant");
+        assert!(ran.await.is_err(), "the source ran after a grant");
         moving.source.reclaim().await.unwrap();
         eventually("the source runs again", || async { way.source.is_running().await }).await;
         way.source.lives().await;

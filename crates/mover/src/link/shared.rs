@@ -149,8 +149,8 @@ impl Shared {
         }
     }
 
-    pub(super) async fn finish(&self) -> Result<(), Ended> {
-        self.until(|state| state.outboxes.iter().all(Outbox::is_empty)).await?;
+    pub(super) async fn finish(&self, lanes: &[Lane]) -> Result<(), Ended> {
+        self.until(|state| lanes.iter().all(|lane| state.outboxes[lane.index()].is_empty())).await?;
         {
             let mut state = self.state();
             (state.is_finishing, state.owes_bye) = (true, true);

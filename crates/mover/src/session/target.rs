@@ -12,7 +12,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::message::{self, Message, OFFER_MAX};
 use super::return_path::ReturnPath;
-use super::{End, Error, Outcome, Progress, Shared};
+use super::{End, Error, Left, Outcome, Progress, Shared, take_leave};
 use crate::codec::{Decoder, Dictionary, Keeper, Settings};
 use crate::frame::Kind;
 use crate::hash::{PAGE_BYTES, PageHash};
@@ -95,19 +95,12 @@ async fn run(
     let sender = link.sender.clone();
     let driven = abort.run_until_cancelled(drive(qemu, &mut link, options, &events, progress)).await;
     let outcome = driven.map_or(Outcome::Aborted, |driven| driven.unwrap_or_else(Outcome::Failed));
-    let reason = match &outcome {
-        Outcome::Failed(Error::Peer(_) | Error::Link(_)) | Outcome::Committed | Outcome::Reclaimed => None,
-        Outcome::Aborted => Some("aborted at the target".to_owned()),
-        Outcome::Failed(error) => Some(error.to_string()),
-    };
     if let Outcome::Failed(error) = &outcome {
         tracing::warn!(%error, "a memory stream failed at its target");
     }
+    let left = Left::from(&outcome);
     let _ = events.send(TargetEvent::Ended(outcome));
-    if let Some(reason) = reason {
-        let _ = sender.send(Kind::Message, Message::Abort { reason }.payload()).await;
-    }
-    let _ = sender.finish().await;
+    take_leave(&sender, left).await;
 }
 
 async fn drive(
