@@ -52,6 +52,7 @@ pub use error::Error;
 pub use folder::User;
 pub use image::{Fetched, Fetcher};
 
+pub use nbd::end_all_below as end_daemons;
 use pools::Pools;
 use volume::Maker;
 use work::Work;

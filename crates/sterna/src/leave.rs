@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use rustix::fs::{FlockOperation, flock};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use sterna_agent::config::Config;
 use sterna_agent::network::Networks;
 use sterna_base::file;
@@ -41,7 +40,7 @@ pub async fn leave(args: &LeaveArgs, global: &Global, terminal: &Terminal) -> Re
     service.remove()?;
     // Between the first look and the agent's end a VM may have come.
     refuse_while_vms_run(&agent)?;
-    end_storage_daemons(&agent.run_dir)?;
+    sterna_agent::storage::end_daemons(&agent.run_dir).context("end the storage daemons")?;
     let any = IpAddr::from([0, 0, 0, 0]);
     Networks::new(&agent.run_dir, any, agent.run_as_uid)
         .leave()
@@ -107,26 +106,6 @@ async fn forget(agent: &Config, global: &Global, terminal: &Terminal) -> Result<
         }
         Err(error) => Err(error.into()),
     }
-}
-
-/// Storage daemons outlive the agent; each names a folder below the run directory in its environment.
-fn end_storage_daemons(run_dir: &Path) -> Result<()> {
-    let mark = format!("STERNA_NBD={}/", run_dir.display());
-    for entry in std::fs::read_dir("/proc").context("read /proc")? {
-        let Some(pid) =
-            entry?.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw)
-        else {
-            continue;
-        };
-        let Ok(handle) = pidfd_open(pid, PidfdFlags::empty()) else { continue };
-        // Read after the handle was opened: both are about the same process.
-        let environment =
-            std::fs::read(format!("/proc/{}/environ", pid.as_raw_nonzero())).unwrap_or_default();
-        if environment.split(|byte| *byte == 0).any(|pair| pair.starts_with(mark.as_bytes())) {
-            pidfd_send_signal(&handle, Signal::KILL).context("end a storage daemon")?;
-        }
-    }
-    Ok(())
 }
 
 /// Everything but disks. A server on the same machine keeps its files in the same run directory.

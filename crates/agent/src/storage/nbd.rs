@@ -34,7 +34,7 @@ use super::folder::Folder;
 use super::{chain, volume};
 
 use daemon::Daemon;
-pub use daemon::Settings;
+pub use daemon::{Settings, end_all_below};
 
 /// Longer than this a cut export has never been seen to take; its requests in flight are finished first.
 const CUT_DEADLINE: Duration = Duration::from_secs(10);

@@ -97,7 +97,27 @@ async fn find(settings: &Settings) -> Result<Option<Found>, Error> {
     blocking(move || find_now(&run_dir)).await.map_err(Error::io("look for a running storage daemon"))
 }
 
+/// Kills the daemons of all pools that were served below this folder: they outlive the agent.
+pub fn end_all_below(run_dir: &Path) -> std::io::Result<()> {
+    for (_, handle, environment) in processes()? {
+        if value_of(&environment, MARK).is_some_and(|folder| Path::new(folder).starts_with(run_dir)) {
+            rustix::process::pidfd_send_signal(&handle, Signal::KILL)?;
+        }
+    }
+    Ok(())
+}
+
 fn find_now(run_dir: &Path) -> std::io::Result<Option<Found>> {
+    let mut marked = processes()?.into_iter().filter_map(|(pid, handle, environment)| {
+        let port = marked_port(&environment, run_dir)?;
+        Some(Found { pid, handle, port })
+    });
+    Ok(marked.next())
+}
+
+/// Every process whose environment can be read: its number, a handle, and the environment.
+fn processes() -> std::io::Result<Vec<(i32, OwnedFd, Vec<u8>)>> {
+    let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc")? {
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
         let Some(handle) =
@@ -107,21 +127,21 @@ fn find_now(run_dir: &Path) -> std::io::Result<Option<Found>> {
         };
         // Read after the handle was opened: if the process is the marked one, so is the handle's.
         let Ok(environment) = std::fs::read(format!("/proc/{pid}/environ")) else { continue };
-        if let Some(port) = marked_port(&environment, run_dir) {
-            return Ok(Some(Found { pid, handle, port }));
-        }
+        found.push((pid, handle, environment));
     }
-    Ok(None)
+    Ok(found)
 }
 
 fn marked_port(environment: &[u8], run_dir: &Path) -> Option<u16> {
-    let value = |name: &str| {
-        environment.split(|byte| *byte == 0).find_map(|pair| {
-            let pair = std::str::from_utf8(pair).ok()?;
-            pair.strip_prefix(name)?.strip_prefix('=')
-        })
-    };
-    if Path::new(value(MARK)?) == run_dir { value(MARK_PORT)?.parse().ok() } else { None }
+    let is_ours = Path::new(value_of(environment, MARK)?) == run_dir;
+    if is_ours { value_of(environment, MARK_PORT)?.parse().ok() } else { None }
+}
+
+fn value_of<'a>(environment: &'a [u8], name: &str) -> Option<&'a str> {
+    environment.split(|byte| *byte == 0).find_map(|pair| {
+        let pair = std::str::from_utf8(pair).ok()?;
+        pair.strip_prefix(name)?.strip_prefix('=')
+    })
 }
 
 async fn start(settings: &Settings) -> Result<u16, Error> {
@@ -183,4 +203,31 @@ async fn connect(settings: &Settings) -> Result<Client, Error> {
     Client::connect(stream, options)
         .await
         .map_err(|error| Error::Io { what: what(), source: std::io::Error::other(error) })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
+    use super::*;
+
+    /// Stands in for a daemon of the pool served from `folder`.
+    fn marked(folder: &Path) -> std::process::Child {
+        let mut command = std::process::Command::new("sleep");
+        command.arg("600").env(MARK, folder).env(MARK_PORT, "10809").spawn().unwrap()
+    }
+
+    #[test]
+    fn the_daemons_below_a_folder_end_and_those_beside_it_do_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let (run, beside) = (dir.path().join("run"), dir.path().join("run2"));
+        let mut ours = marked(&run.join("nbd/san"));
+        let mut other = marked(&beside.join("nbd/san"));
+        assert_eq!(find_now(&run.join("nbd/san")).unwrap().map(|found| found.port), Some(10_809));
+        end_all_below(&run).unwrap();
+        assert_eq!(ours.wait().unwrap().signal(), Some(9));
+        assert!(other.try_wait().unwrap().is_none(), "a stranger was ended");
+        other.kill().unwrap();
+        other.wait().unwrap();
+    }
 }
