@@ -117,7 +117,7 @@ async fn take_leave(sender: &Sender, outcome: Left) {
             Ok(()) => sender.give_up().await,
             Err(ended) => Err(ended),
         },
-        Left::WasLeft => sender.part().await,
+        Left::Alone => sender.part().await,
     };
     if let Err(ended) = left {
         tracing::debug!(%ended, "the other side has gone already");
@@ -128,7 +128,7 @@ async fn take_leave(sender: &Sender, outcome: Left) {
 enum Left {
     Done,
     GaveUp(String),
-    WasLeft,
+    Alone,
 }
 
 impl From<&Outcome> for Left {
@@ -137,7 +137,7 @@ impl From<&Outcome> for Left {
             Outcome::Committed => Self::Done,
             Outcome::Aborted => Self::GaveUp("aborted by its caller".to_owned()),
             Outcome::Reclaimed => Self::GaveUp("the source has its guest back".to_owned()),
-            Outcome::Failed(Error::Peer(_) | Error::Link(_)) => Self::WasLeft,
+            Outcome::Failed(Error::Peer(_) | Error::Link(_)) => Self::Alone,
             Outcome::Failed(error) => Self::GaveUp(error.to_string()),
         }
     }

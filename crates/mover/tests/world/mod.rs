@@ -86,8 +86,7 @@ async fn forward(
 ) {
     let mut buffer = vec![0; 16 << 10];
     let mut is_broken = false;
-    loop {
-        let Ok(read @ 1..) = from.read(&mut buffer).await else { break };
+    while let Ok(read @ 1..) = from.read(&mut buffer).await {
         is_broken |= *watch.borrow();
         if !is_broken {
             count.fetch_add(read as u64, Ordering::Relaxed);
