@@ -35,7 +35,7 @@ pub async fn run(world: &World, starts: usize) -> Result<Table> {
     );
     table.info("request accepted to QEMU spawned, p99", percentile(&spawned, 0.99), "ms", None);
     kills(world, &mut table, &image, starts.min(10)).await?;
-    lists(world, &mut table).await?;
+    lists(world, &mut table, &image).await?;
     Ok(table)
 }
 
@@ -115,10 +115,12 @@ async fn is_back(world: &World, process: Process, old: i32, vm: &Name, host: Hos
     Ok(is_new && report.link == LinkState::Connected && runs)
 }
 
-async fn lists(world: &World, table: &mut Table) -> Result<()> {
+/// Stopped VMs have no host, so no disk is made for them.
+async fn lists(world: &World, table: &mut Table, image: &Name) -> Result<()> {
     let vms = world.user.client.vms();
     for number in 0..OBJECTS {
         let ask = Ask {
+            image: Some(image.clone()),
             memory: Some(MEMORY),
             power: Some(Power::Stopped),
             nics: Some(Vec::new()),
