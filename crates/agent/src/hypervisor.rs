@@ -212,6 +212,9 @@ pub trait Guest: Clone + Send + Sync + 'static {
     /// Source: starts to send; answers at once.
     fn send(&self, to: SocketAddr, limits: Limits) -> impl Future<Output = Result<(), GuestError>> + Send;
 
+    /// Source: other limits for a transfer that is under way.
+    fn limit(&self, limits: Limits) -> impl Future<Output = Result<(), GuestError>> + Send;
+
     /// Source: asks to give up; it may complete all the same.
     fn cancel(&self) -> impl Future<Output = Result<(), GuestError>> + Send;
 

@@ -248,11 +248,10 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
     }
 
     fn shutdown_timeout(&self) -> Duration {
-        match &*self.order.borrow() {
-            Order::Given(order) => match &order.role {
-                sterna_wire::assignment::Role::Owner(owner) => owner.shutdown_timeout.0,
-                _ => Duration::MAX / 4,
-            },
+        let order = self.order.borrow();
+        match (order.owner(), &*order) {
+            (Some(owner), _) => owner.shutdown_timeout.0,
+            (None, Order::Given(_)) => Duration::MAX / 4,
             _ => Duration::from_secs(86_400),
         }
     }
@@ -387,7 +386,9 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
         match (sending, &self.guest, &self.sender) {
             (Some(report), Some(guest), None) => {
                 let (migration, reports) = (report.migration.clone(), Arc::clone(&self.ports.reports));
-                self.sender = Some(migrate::Watcher::start(migration, guest.clone(), reports));
+                let outgoing = self.order.borrow().owner().and_then(|owner| owner.outgoing.clone());
+                let max_downtime = outgoing.map(|outgoing| outgoing.max_downtime);
+                self.sender = Some(migrate::Watcher::start(migration, guest.clone(), reports, max_downtime));
             }
             (None, _, Some(_)) | (_, None, Some(_)) => self.sender = None,
             _ => {}

@@ -300,6 +300,10 @@ impl Guest for Held {
         Ok(())
     }
 
+    async fn limit(&self, _limits: Limits) -> Result<(), GuestError> {
+        Ok(())
+    }
+
     async fn figures(&self) -> Result<Figures, GuestError> {
         self.tell(|qemu| {
             let downtime = (qemu.transfer == Transfer::Completed).then_some(Span::from_millis(20));

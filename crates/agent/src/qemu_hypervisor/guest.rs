@@ -201,6 +201,14 @@ impl Guest for QemuGuest {
         Ok(self.client.migrate(&Address::Tcp { ip: to.ip(), port: to.port() }).await?)
     }
 
+    async fn limit(&self, limits: Limits) -> Result<(), GuestError> {
+        let parameters = Parameters {
+            downtime_limit: Some(limits.max_downtime.as_millis().max(1)),
+            ..Parameters::default()
+        };
+        Ok(self.client.set_migration_parameters(&parameters).await?)
+    }
+
     async fn cancel(&self) -> Result<(), GuestError> {
         Ok(self.client.migrate_cancel().await?)
     }

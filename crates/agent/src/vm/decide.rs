@@ -27,6 +27,20 @@ pub enum Order {
     Given(Box<VmAssignment>),
 }
 
+impl Order {
+    /// What the VM's owner is told, if this host is it.
+    #[must_use]
+    pub fn owner(&self) -> Option<&Owner> {
+        match self {
+            Self::Given(order) => match &order.role {
+                Role::Owner(owner) => Some(owner),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+}
+
 /// What is here of the VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Body {

@@ -36,6 +36,9 @@ use crate::resources::Resources;
 const LINE_PATIENCE: Duration = Duration::from_secs(1);
 /// A transfer that moves no byte for this long is given up. There is no limit on its total time.
 const STALL: Duration = Duration::from_secs(30);
+/// The part of the allowed pause that is tried first, and for how long after the first pass.
+const SHORT_SHARE: u64 = 3;
+const SHORT_PATIENCE: Duration = Duration::from_secs(1);
 /// Of progress.
 const SAMPLE_EVERY: Duration = Duration::from_millis(250);
 
@@ -64,7 +67,7 @@ impl<H: Hypervisor, R: Resources> Work<H, R> {
         let Some(outgoing) = &owner.outgoing else { return Ok(Found::Again) };
         // Noted first: a successor of this agent that finds a transfer must know which one it is.
         self.note_side(&outgoing.migration, SideState::Sending)?;
-        let limits = Limits { max_downtime: outgoing.max_downtime };
+        let limits = Limits { max_downtime: Ladder::first(outgoing.max_downtime) };
         match self.guest()?.send(outgoing.to, limits).await {
             Ok(()) => {
                 tracing::info!(vm = %self.name, migration = %outgoing.migration, to = %outgoing.to, "sending");
@@ -85,15 +88,8 @@ impl<H: Hypervisor, R: Resources> Work<H, R> {
 
     /// The guest stays here. QEMU resumes it by itself; if it does not, the next step does.
     pub(super) async fn keep(&mut self, order: &Order, why: String) -> Done<H::Guest> {
-        let ordered = match order {
-            Order::Given(order) => match &order.role {
-                sterna_wire::assignment::Role::Owner(owner) => {
-                    owner.outgoing.as_ref().map(|outgoing| outgoing.migration.clone())
-                }
-                _ => None,
-            },
-            _ => None,
-        };
+        let ordered = order.owner().and_then(|owner| owner.outgoing.as_ref());
+        let ordered = ordered.map(|outgoing| outgoing.migration.clone());
         let is_sending = self.notes.as_ref().is_some_and(super::record::Notes::is_sending);
         let migration =
             if is_sending { self.migration()? } else { ordered.map_or_else(|| self.migration(), Ok)? };
@@ -206,12 +202,19 @@ pub(super) struct Watcher {
 }
 
 impl Watcher {
-    pub fn start<G: Guest>(migration: Name, guest: G, reports: Arc<dyn Reports>) -> Self {
+    /// `max_downtime`: `None` while no order says it; the limits stay as they are.
+    pub fn start<G: Guest>(
+        migration: Name,
+        guest: G,
+        reports: Arc<dyn Reports>,
+        max_downtime: Option<Span>,
+    ) -> Self {
         let is_stalled = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&is_stalled);
         let task = tokio::spawn(async move {
             let mut every = tokio::time::interval(SAMPLE_EVERY);
             let mut moved = (Bytes::default(), Instant::now());
+            let mut ladder = Ladder::default();
             loop {
                 every.tick().await;
                 let Ok(mut figures) = guest.figures().await else { continue };
@@ -219,6 +222,12 @@ impl Watcher {
                     moved = (figures.progress.sent, Instant::now());
                 }
                 flag.store(moved.1.elapsed() >= STALL, Ordering::Relaxed);
+                if let Some(max_downtime) =
+                    max_downtime.filter(|_| ladder.climbs(figures.progress.rounds, Instant::now()))
+                {
+                    // Not taken is tried again with the next sample.
+                    ladder.is_climbed = guest.limit(Limits { max_downtime }).await.is_ok();
+                }
                 figures.progress.eta = eta(&figures);
                 let migrations = [(migration.clone(), figures.progress)].into();
                 reports.report(Up::Samples(Samples { migrations, ..Samples::default() }));
@@ -238,10 +247,53 @@ impl Drop for Watcher {
     }
 }
 
+/// How long the guest may stand still at the end. QEMU hands over as soon as what remains fits the limit, so a short one
+/// is tried first, for a moment: one more pass is cheaper than a longer pause.
+#[derive(Default)]
+struct Ladder {
+    /// When the first pass was seen to be over.
+    first_pass: Option<Instant>,
+    is_climbed: bool,
+}
+
+impl Ladder {
+    fn first(max_downtime: Span) -> Span {
+        Span::from_millis((max_downtime.as_millis() / SHORT_SHARE).max(1))
+    }
+
+    /// Whether it is time for the whole of what the user allows.
+    fn climbs(&mut self, rounds: u64, now: Instant) -> bool {
+        // QEMU counts a pass when it begins.
+        if rounds >= 2 {
+            self.first_pass.get_or_insert(now);
+        }
+        !self.is_climbed && self.first_pass.is_some_and(|at| now >= at + SHORT_PATIENCE)
+    }
+}
+
 /// What remains, at the rate by which sending outruns the guest's writing. `None`: it does not.
 fn eta(figures: &Figures) -> Option<Span> {
     let progress = &figures.progress;
     let gain =
         progress.send_rate.as_u64().checked_sub(progress.dirty_rate.as_u64()).filter(|gain| *gain > 0)?;
     Some(Span::from_millis(progress.remaining.as_u64().saturating_mul(1000) / gain))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_whole_pause_is_allowed_only_after_a_short_one_was_tried() {
+        assert_eq!(Ladder::first(Span::from_millis(300)), Span::from_millis(100));
+        assert_eq!(Ladder::first(Span::from_millis(1)), Span::from_millis(1));
+        let (mut ladder, now) = (Ladder::default(), Instant::now());
+        let later = now + Duration::from_secs(60);
+        assert!(!ladder.climbs(1, now));
+        assert!(!ladder.climbs(1, later), "the first pass may take as long as it takes");
+        assert!(!ladder.climbs(2, later));
+        assert!(ladder.climbs(3, later + SHORT_PATIENCE));
+        ladder.is_climbed = true;
+        assert!(!ladder.climbs(3, later + SHORT_PATIENCE));
+    }
 }
