@@ -162,12 +162,13 @@ impl<H: Hypervisor, R: Resources> Work<H, R> {
         if owner.power == Power::Paused {
             return self.view().await;
         }
-        guest.cont().await?;
-        tokio::spawn(async move {
-            if let Err(error) = guest.announce().await {
-                tracing::warn!(%error, "the guest could not be announced");
-            }
-        });
+        // Asked for in one breath: a busy guest's QEMU answers late, and until the segment has heard where the guest is,
+        // its packets go to where it was. The VM is this host's by now, whatever becomes of `cont`.
+        let (announced, continued) = tokio::join!(guest.announce(), guest.cont());
+        if let Err(error) = announced {
+            tracing::warn!(%error, "the guest could not be announced");
+        }
+        continued?;
         Ok(Found::Same(View { run: Run::Running, transfer: Transfer::Completed }))
     }
 }

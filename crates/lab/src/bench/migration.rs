@@ -46,6 +46,9 @@ const REST: [&str; 2] = ["/dirty?pages_per_s=0&mib=256", "/cpu?percent=0"];
 /// code has been translated again. An even number of pairs lets both sides go first equally often.
 const SETTLE: Duration = Duration::from_secs(1);
 
+/// A guest first fills its working set, with a whole CPU: what is measured is the load after it.
+const WORK_IN: Duration = Duration::from_secs(3);
+
 /// One move, whoever made it. Milliseconds and bytes.
 #[derive(Debug, Clone, Copy)]
 struct Sample {
@@ -137,6 +140,7 @@ impl<'a> Pair<'a> {
                 for path in load {
                     self.world.ask_guest(self.from, guest, path).await?;
                 }
+                tokio::time::sleep(WORK_IN).await;
                 let sample = if side == 0 { self.by_sterna().await } else { self.by_hand().await };
                 samples[side].push(sample.with_context(|| format!("{what} pair {pair}"))?);
                 for path in REST {
