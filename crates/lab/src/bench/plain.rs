@@ -166,8 +166,7 @@ fn arguments(machine: &Machine, socket: &Path) -> Vec<String> {
         "-display",
         "none",
         "-machine",
-        // The same machine as Sterna's. A guest with QEMU's default HPET keeps most of a CPU busy under emulation, here
-        // and while the other guest is moved.
+        // The same machine as Sterna's: a guest that is busy for a reason of its own would slow the other's move, too.
         &format!("{},usb=off,vmport=off,smm=off,hpet=off,dump-guest-core=off", machine.machine),
         "-accel",
         "tcg",
@@ -185,6 +184,11 @@ fn arguments(machine: &Machine, socket: &Path) -> Vec<String> {
         &format!("tap,id=n0,ifname={TAP},script=no,downscript=no"),
         "-device",
         &format!("virtio-net-pci,netdev=n0,mac={}", machine.mac),
+        // The guest's console is there: without it, its login would be started again and again, on a whole CPU.
+        "-chardev",
+        "null,id=serial0",
+        "-device",
+        "isa-serial,chardev=serial0",
         "-qmp",
         &format!("unix:{},server=on,wait=off", socket.display()),
     ];
