@@ -103,7 +103,7 @@ impl Networks {
     pub async fn ensure(&self, wanted: &[NetworkAssignment]) -> Result<BTreeMap<Name, Error>, Error> {
         let mut state = self.state.lock().await;
         if state.is_current(wanted) {
-            return self.ensure_leases(&mut state, wanted);
+            return self.ensure_leases(&mut state, wanted).await;
         }
         let world = World::observe().await?;
         let mut failed = BTreeMap::new();
@@ -130,20 +130,21 @@ impl Networks {
     }
 
     /// Other leases, the networks as they were: a VM that comes or goes changes only files of the DHCP server.
-    fn ensure_leases(
+    async fn ensure_leases(
         &self,
         state: &mut State,
         wanted: &[NetworkAssignment],
     ) -> Result<BTreeMap<Name, Error>, Error> {
-        let Some((last, _)) = state.applied.as_mut().filter(|(last, _)| last != wanted) else {
+        if state.applied.as_ref().is_none_or(|(last, _)| last == wanted) {
             return Ok(BTreeMap::new());
-        };
-        for network in wanted {
-            let NetworkKind::Overlay { vni, cidr, leases, .. } = &network.kind else { continue };
-            let mtu = state.ready.get(&network.name).map_or(0, |ready| ready.mtu);
-            dhcp::Config::new(dhcp::dir(&self.dir, *vni), *vni, *cidr, mtu).ensure_leases(leases)?;
         }
-        *last = wanted.to_vec();
+        for network in wanted {
+            let Some(mtu) = state.ready.get(&network.name).map(|ready| ready.mtu) else { continue };
+            self.ensure_dhcp(state, network, mtu).await?;
+        }
+        if let Some((last, _)) = &mut state.applied {
+            *last = wanted.to_vec();
+        }
         Ok(BTreeMap::new())
     }
 
