@@ -4,11 +4,14 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use sterna_base::units::Bytes;
+use sterna_base::units::{Bytes, Span};
 use sterna_model::meta::Name;
 
 /// The user that QEMU runs as; need not exist in passwd, so that nothing else on the host has it.
 const RUN_AS: u32 = 64_711;
+
+/// A VM sent away for a repair or an outage is back within days.
+const FORMER_KEPT: Span = Span::from_secs(7 * 24 * 3600);
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -43,6 +46,10 @@ pub struct Config {
     pub cpus: Option<u32>,
     #[serde(default)]
     pub memory: Option<Bytes>,
+    /// How long the files of a volume that moved away stay in their pool, so that the way back is short. They go
+    /// earlier where a pool is nearly full.
+    #[serde(default = "default_former_kept")]
+    pub former_kept: Span,
 }
 
 /// What runs guest code.
@@ -81,6 +88,10 @@ fn default_run_as() -> u32 {
     RUN_AS
 }
 
+fn default_former_kept() -> Span {
+    FORMER_KEPT
+}
+
 impl Config {
     pub fn read(path: &Path) -> Result<Self, Error> {
         let text =
@@ -114,6 +125,7 @@ mod tests {
         let config: Config = toml::from_str("server = \"10.0.0.1:7443\"\nhost = \"a1\"").unwrap();
         assert_eq!(config.run_dir, Path::new("/run/sterna"));
         assert_eq!((config.run_as_uid, config.accel), (RUN_AS, Accel::Auto));
+        assert_eq!(config.former_kept.to_string(), "7d");
         assert_eq!(config.certificate(), Path::new("/var/lib/sterna/agent/host.pem"));
     }
 

@@ -143,6 +143,7 @@ async fn storage(config: &Config, identity: &Identity) -> anyhow::Result<Storage
         run_as: User { uid: config.run_as_uid, gid: config.run_as_gid },
         qemu_img: process::find_program(Path::new("qemu-img")),
         storage_daemon: process::find_program(Path::new("qemu-storage-daemon")),
+        former_kept: config.former_kept.0,
     };
     Ok(Storage::new(settings, Arc::new(FromServer(identity.clone()))))
 }

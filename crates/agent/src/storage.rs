@@ -15,6 +15,8 @@ mod file_lock;
 /// The folder of a pool.
 mod folder;
 mod format;
+/// Copies of volumes that moved away.
+mod former;
 /// Content of images in a pool.
 mod image;
 /// Pools of kind `nbd`.
@@ -34,6 +36,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use sterna_base::units::Bytes;
 use sterna_model::host::PoolSeen;
@@ -52,6 +55,7 @@ pub use error::Error;
 pub use folder::User;
 pub use image::{Fetched, Fetcher};
 
+use former::Sweeper;
 pub use nbd::end_all_below as end_daemons;
 use pools::Pools;
 use volume::Maker;
@@ -72,6 +76,8 @@ pub struct Settings {
     pub run_as: User,
     pub qemu_img: PathBuf,
     pub storage_daemon: PathBuf,
+    /// How long copies of volumes that moved away are kept.
+    pub former_kept: Duration,
 }
 
 /// Storage of this host; clones share it.
@@ -80,6 +86,7 @@ pub struct Storage {
     user: User,
     pools: Arc<Pools>,
     work: Arc<Work>,
+    sweeper: Arc<Sweeper>,
 }
 
 impl Storage {
@@ -87,24 +94,28 @@ impl Storage {
     #[must_use]
     pub fn new(settings: Settings, fetcher: Arc<dyn Fetcher>) -> Self {
         let user = settings.run_as;
+        let sweeper = Arc::new(Sweeper::new(settings.former_kept));
         let maker = Maker { qemu_img: img::Tool::new(&settings.qemu_img), fetcher, user };
         let pools = Arc::new(Pools::new(settings));
         let work = Arc::new(Work::new(Arc::clone(&pools), maker));
-        Self { user, pools, work }
+        Self { user, pools, work, sweeper }
     }
 
     /// Makes pools usable and, where this host serves them, their exports exactly those assigned. Returns within a few
-    /// seconds even if a pool hangs. To be called at every assignment, and every few seconds as a safety net.
+    /// seconds even if a pool hangs. To be called at every assignment, and every few seconds as a safety net; former
+    /// copies that are surplus go behind its back.
     pub async fn ensure_pools(&self, pools: &[PoolAssignment]) -> BTreeMap<Name, PoolSeen> {
-        self.pools.ensure(pools).await
+        let seen = self.pools.ensure(pools).await;
+        self.sweeper.start(self.pools.folders());
+        seen
     }
 
-    /// Starts making, growing and removing; answers at once. Volumes that are no longer named are left as they are.
+    /// Starts making, growing, shelving and removing; answers at once. Volumes that are no longer named are left as they are.
     pub fn ensure_volumes(&self, volumes: &[VolumeAssignment]) {
         self.work.ensure(volumes);
     }
 
-    /// The newest word on every volume named in [`Storage::ensure_volumes`].
+    /// The newest word on every volume named in [`Storage::ensure_volumes`]; none on one that is to be shelved.
     #[must_use]
     pub fn volumes(&self) -> watch::Receiver<BTreeMap<Uuid, VolumeSeen>> {
         self.work.seen()
@@ -140,6 +151,11 @@ impl Storage {
         let missing = || Error::not_yet(format!("volume {} is not in pool {} yet", disk.volume, pool.name));
         volume::look(&folder, disk.uid, disk.format).await?.ok_or_else(missing)?;
         chain::files(&folder, disk.uid, disk.format, disk.image.as_ref())
+    }
+
+    /// What an earlier move left of this volume is still in some pool here.
+    pub async fn has_former(&self, volume: Uuid) -> bool {
+        self.pools.has_former(volume).await
     }
 
     /// Free bytes of the pools whose files this host sees; one that does not answer in time is left out.

@@ -13,8 +13,9 @@ use sterna_model::pool::PoolKind;
 use sterna_model::vm::CloudInit;
 use sterna_model::volume::{ImageRef, VolumeReport};
 use sterna_qemu::config::Source;
+use sterna_wire::assignment::Purpose;
 use storage_world::{
-    USER, World, disk, made, name, names, pool, qcow2, ready, run, text, until, volume, why,
+    Holder, USER, World, disk, made, name, names, pool, qcow2, ready, run, text, until, volume, why,
 };
 use uuid::Uuid;
 
@@ -66,7 +67,7 @@ async fn a_volume_that_is_there_is_never_made_again() {
     assert_eq!(made(&second, &blank).await, ready(1));
     assert_eq!(std::fs::read(&file).unwrap(), vec![7; 1 << 20]);
     let mut unwanted = blank.clone();
-    unwanted.wanted = false;
+    unwanted.purpose = Purpose::Remove;
     assert_eq!(made_or_failed(&second, &unwanted).await, VolumeReport::Gone);
     assert!(names(&world.path("local/volumes")).is_empty(), "nothing unfinished is left either");
 }
@@ -79,23 +80,14 @@ async fn a_volume_grows_and_one_in_use_waits() {
     let mut grown = volume(&pools[0], Format::Qcow2, 4, None);
     made(&storage, &grown).await;
     let file = world.path(&format!("local/volumes/{}.qcow2", grown.uid));
-    // Holds the image lock until its input ends.
-    let mut holder = std::process::Command::new("qemu-io")
-        .args(["-f", "qcow2", file.to_str().unwrap()])
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut prompt = [0; 8];
-    std::io::Read::read_exact(holder.stdout.as_mut().unwrap(), &mut prompt).unwrap();
+    let holder = Holder::open("qcow2", &file);
     grown.size = Bytes::mib(8);
     assert_eq!(made(&storage, &grown).await, ready(4));
     let mut unwanted = grown.clone();
-    unwanted.wanted = false;
+    unwanted.purpose = Purpose::Remove;
     assert!(why(made_or_failed(&storage, &unwanted).await).contains("has"), "a volume in use stays");
     assert!(file.exists());
-    drop(holder.stdin.take());
-    holder.wait().unwrap();
+    holder.close();
     assert_eq!(made_after(&storage, &grown, 8).await, ready(8));
     // With a VM here its QEMU has to do it.
     grown.size = Bytes::mib(16);

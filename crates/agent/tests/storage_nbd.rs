@@ -17,7 +17,7 @@ use sterna_model::meta::Name;
 use sterna_model::pool::PoolKind;
 use sterna_model::volume::VolumeReport;
 use sterna_qemu::config::{self, Source};
-use sterna_wire::assignment::{Export, PoolAssignment, VolumeAssignment};
+use sterna_wire::assignment::{Export, PoolAssignment, Purpose, VolumeAssignment};
 use storage_world::{DEADLINE, World, disk, made, name, pool, qcow2, ready, run, text, until, volume};
 use uuid::Uuid;
 
@@ -236,7 +236,7 @@ async fn a_volume_grows_and_goes_only_when_nobody_has_its_export() {
 
     volume.size = Bytes::mib(32);
     let mut unwanted = later.clone();
-    unwanted.wanted = false;
+    unwanted.purpose = Purpose::Remove;
     storage.ensure_volumes(&[volume.clone(), unwanted.clone()]);
     until(&storage, unwanted.uid, |report| matches!(report, VolumeReport::Failed { .. })).await;
     let old_size = run(

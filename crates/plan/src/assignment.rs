@@ -11,7 +11,7 @@ use sterna_model::pool::PoolKind;
 use sterna_model::vm::{CopyState, Power, VmDecision, VmReport};
 use sterna_wire::assignment::{
     Assignment, Disk, Export, Lease, Machine, NetworkAssignment, NetworkKind, Outgoing, Owner,
-    PoolAssignment, Role, VmAssignment, VolumeAssignment,
+    PoolAssignment, Purpose, Role, VmAssignment, VolumeAssignment,
 };
 
 use crate::migration;
@@ -264,7 +264,7 @@ fn volumes(view: &View, host: &Host<'_>) -> Vec<VolumeAssignment> {
             size: decision.size,
             image: decision.image.clone(),
             in_use_by: user_here(view, name, host),
-            wanted: object.meta.deleting.is_none(),
+            purpose: if object.meta.deleting.is_some() { Purpose::Remove } else { Purpose::Keep },
         })
     })
     .collect()

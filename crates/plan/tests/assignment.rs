@@ -9,7 +9,7 @@ use sterna_model::migration::SideState;
 use sterna_model::network::{NetworkKind as Kinds, NetworkSpec};
 use sterna_model::vm::{CopyState, Exit, Power};
 use sterna_plan::assignment::assignment;
-use sterna_wire::assignment::{Assignment, NetworkKind, Role};
+use sterna_wire::assignment::{Assignment, NetworkKind, Purpose, Role};
 use world::{World, name};
 
 fn told(world: &World, host: &str) -> Assignment {
@@ -159,8 +159,8 @@ fn a_volume_is_told_to_its_maker_with_who_has_it_open_there() {
     world.settle();
     let volume = |world: &World| told(world, "a1").volumes.into_iter().next().unwrap();
     assert_eq!(
-        (volume(&world).name, volume(&world).in_use_by, volume(&world).wanted),
-        (name("web-boot"), None, true)
+        (volume(&world).name, volume(&world).in_use_by, volume(&world).purpose),
+        (name("web-boot"), None, Purpose::Keep)
     );
     assert!(told(&world, "a2").volumes.is_empty());
     world.report("web", "a1", 1, CopyState::Running);
@@ -170,7 +170,7 @@ fn a_volume_is_told_to_its_maker_with_who_has_it_open_there() {
     let mut object = (*world.view.volumes[&name("web-boot")].spec.as_ref().unwrap().value).clone();
     object.meta.deleting = Some(world.now);
     world.put(Key::spec(Kind::Volume, &name("web-boot")), &object);
-    assert!(!volume(&world).wanted);
+    assert_eq!(volume(&world).purpose, Purpose::Remove);
 }
 
 #[test]

@@ -15,7 +15,7 @@ use sterna_model::cpu::{Accel, CpuReport};
 use sterna_model::host::{HostReport, LinkState, PoolSeen};
 use sterna_model::meta::Name;
 use sterna_model::volume::VolumeReport;
-use sterna_wire::assignment::{Assignment, Machine};
+use sterna_wire::assignment::{Assignment, Machine, Purpose};
 use sterna_wire::down::Down;
 use sterna_wire::up::{Up, VolumeSeen};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
@@ -368,10 +368,10 @@ impl Agent {
     /// Volumes are made and removed at once: what takes time is the VMs.
     fn volumes_for(&mut self, assignment: &Assignment) -> Vec<Up> {
         let seen = assignment.volumes.iter().filter_map(|volume| {
-            let report = match (volume.wanted, volume.in_use_by) {
-                (true, _) => VolumeReport::Ready { size: volume.size },
-                (false, None) => VolumeReport::Gone,
-                (false, Some(_)) => return None,
+            let report = match (volume.purpose, volume.in_use_by) {
+                (Purpose::Keep | Purpose::Arrive, _) => VolumeReport::Ready { size: volume.size },
+                (Purpose::Remove, None) => VolumeReport::Gone,
+                (Purpose::Remove, Some(_)) | (Purpose::Shelve, _) => return None,
             };
             Some(VolumeSeen { name: volume.name.clone(), uid: volume.uid, report })
         });

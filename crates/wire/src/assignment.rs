@@ -157,7 +157,7 @@ pub fn export_name(volume: Uuid, vm: Uuid, epoch: u64) -> String {
     format!("{volume}.{vm}.{epoch}")
 }
 
-/// A volume that this host makes, grows or removes.
+/// A volume that this host makes, grows, shelves or removes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeAssignment {
     pub name: Name,
@@ -170,5 +170,19 @@ pub struct VolumeAssignment {
     /// The VM that runs with it here, if any: a grow must go through its QEMU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub in_use_by: Option<Uuid>,
-    pub wanted: bool,
+    pub purpose: Purpose,
+}
+
+/// What a host is to do with a volume in one of its pools.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Purpose {
+    /// It lives here: made where it is not there, grown where it is too small.
+    Keep,
+    /// A move fills it: as [`Purpose::Keep`], but what an earlier move left of it here is taken as the start.
+    Arrive,
+    /// It moved away: what is left of it is put where no VM opens it, for the way back. Nothing is reported.
+    Shelve,
+    /// Nothing of it is to stay here.
+    Remove,
 }

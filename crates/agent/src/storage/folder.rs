@@ -4,18 +4,20 @@
 //!   POOL/.sterna-pool.json     which cluster it belongs to, and an id of its own
 //!   POOL/images/SHA256.FORMAT  content of images, one file for all volumes cloned from it
 //!   POOL/volumes/UID.FORMAT    volumes
+//!   POOL/former/UID.FORMAT     what is left of volumes that moved away
 //! ```
 //!
 //! Names are made from uids and checksums only, and nothing below the pool follows a symbolic link. The folders let
-//! QEMU's user pass but not look around; volumes belong to that user, images it may only read.
+//! QEMU's user pass but not look around; volumes belong to that user, images it may only read, and former copies are out
+//! of its reach.
 
 use std::fs::{File, Permissions};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, RenameFlags, Uid};
+use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, RenameFlags, Stat, Uid};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -23,6 +25,10 @@ use uuid::Uuid;
 use super::error::Error;
 
 const MARKER: &str = ".sterna-pool.json";
+
+/// Modes of subfolders: QEMU's group may pass, or nobody but us.
+const PASSABLE: u32 = 0o710;
+const CLOSED: u32 = 0o700;
 
 /// A marker is 150 bytes; anything much longer is not ours.
 const MARKER_MAX: u64 = 4096;
@@ -50,6 +56,7 @@ pub struct Folder {
     root: OwnedFd,
     images: OwnedFd,
     volumes: OwnedFd,
+    former: OwnedFd,
 }
 
 /// Who may make the folder itself.
@@ -71,11 +78,12 @@ impl Folder {
             .map_err(|error| not_a_folder(path, error))?
             .ok_or_else(|| Error::not_yet(format!("folder {path:?} is not there; is it mounted?")))?;
         let marker = ensure_marker(root.as_fd(), path, cluster)?;
-        let images = ensure_subfolder(root.as_fd(), "images", user)?;
-        let volumes = ensure_subfolder(root.as_fd(), "volumes", user)?;
+        let images = ensure_subfolder(root.as_fd(), "images", user, PASSABLE)?;
+        let volumes = ensure_subfolder(root.as_fd(), "volumes", user, PASSABLE)?;
+        let former = ensure_subfolder(root.as_fd(), "former", user, CLOSED)?;
         check_may_enter(&path.join("images"), user)?;
         check_may_enter(&path.join("volumes"), user)?;
-        Ok(Self { path: path.to_owned(), marker, root, images, volumes })
+        Ok(Self { path: path.to_owned(), marker, root, images, volumes, former })
     }
 
     /// A pool has been here at some time.
@@ -89,6 +97,10 @@ impl Folder {
 
     pub fn volumes(&self) -> impl AsFd + '_ {
         self.volumes.as_fd()
+    }
+
+    pub fn former(&self) -> impl AsFd + '_ {
+        self.former.as_fd()
     }
 
     pub fn images_path(&self) -> PathBuf {
@@ -144,10 +156,10 @@ fn make_all(path: &Path) -> Result<(), Error> {
     }
 }
 
-fn ensure_subfolder(root: impl AsFd, name: &str, user: User) -> Result<OwnedFd, Error> {
+fn ensure_subfolder(root: impl AsFd, name: &str, user: User, mode: u32) -> Result<OwnedFd, Error> {
     let what = || format!("make the pool's folder {name:?}");
     let root = root.as_fd();
-    let is_new = match rustix::fs::mkdirat(root, name, Mode::from_raw_mode(0o710)) {
+    let is_new = match rustix::fs::mkdirat(root, name, Mode::from_raw_mode(mode)) {
         Ok(()) => true,
         Err(Errno::EXIST) => false,
         Err(error) => return Err(Error::io(what())(error.into())),
@@ -159,7 +171,7 @@ fn ensure_subfolder(root: impl AsFd, name: &str, user: User) -> Result<OwnedFd, 
         rustix::fs::fchown(&folder, None, Some(Gid::from_raw(user.gid))).map_err(|error| {
             Error::io(format!("{}; an NFS export needs no_root_squash", what()))(error.into())
         })?;
-        rustix::fs::fchmod(&folder, Mode::from_raw_mode(0o710))
+        rustix::fs::fchmod(&folder, Mode::from_raw_mode(mode))
             .map_err(|error| Error::io(what())(error.into()))?;
     }
     Ok(folder)
@@ -225,16 +237,36 @@ fn write_marker(root: impl AsFd, path: &Path, cluster: &str) -> Result<(), Error
 /// Gives a finished file its name, for good, and never replaces another.
 pub fn put_in_place(folder: impl AsFd, temporary: &str, name: &str) -> io::Result<()> {
     let folder = folder.as_fd();
-    match rustix::fs::renameat_with(folder, temporary, folder, name, RenameFlags::NOREPLACE) {
-        Ok(()) => {}
+    rename(folder, temporary, folder, name)?;
+    sync(folder)
+}
+
+/// Moves a file to another folder of the pool and never replaces another. Cut off in the middle, the file may have both
+/// names.
+pub fn move_over(from: impl AsFd, to: impl AsFd, name: &str) -> io::Result<()> {
+    rename(from.as_fd(), name, to.as_fd(), name)?;
+    sync(to)?;
+    sync(from)
+}
+
+fn rename(from: BorrowedFd<'_>, old: &str, to: BorrowedFd<'_>, new: &str) -> io::Result<()> {
+    match rustix::fs::renameat_with(from, old, to, new, RenameFlags::NOREPLACE) {
         // NFS does not know the flag; a second name does the same, in two steps.
         Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-            rustix::fs::linkat(folder, temporary, folder, name, AtFlags::empty())?;
-            rustix::fs::unlinkat(folder, temporary, AtFlags::empty())?;
+            rustix::fs::linkat(from, old, to, new, AtFlags::empty())?;
+            Ok(rustix::fs::unlinkat(from, old, AtFlags::empty())?)
         }
-        Err(error) => return Err(error.into()),
+        renamed => Ok(renamed?),
     }
-    sync(folder)
+}
+
+/// What a name stands for, itself if it is a link; `None` where there is none.
+pub fn stat(folder: impl AsFd, name: &str) -> io::Result<Option<Stat>> {
+    match rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(found) => Ok(Some(found)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Removes a name; one that is not there counts as removed.

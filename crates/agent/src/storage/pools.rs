@@ -11,10 +11,11 @@ use sterna_model::host::PoolSeen;
 use sterna_model::meta::Name;
 use sterna_model::pool::PoolKind;
 use sterna_wire::assignment::PoolAssignment;
+use uuid::Uuid;
 
 use super::error::{Error, blocking};
 use super::folder::{self, Folder, Space};
-use super::{Settings, dir, nbd, shared_dir};
+use super::{Settings, dir, former, nbd, shared_dir};
 
 /// A pool that has not answered by then hangs: a lost NFS server makes every call wait for ever.
 const OPEN_DEADLINE: Duration = Duration::from_secs(5);
@@ -197,9 +198,22 @@ impl Pools {
             .ok_or_else(|| Error::not_yet(format!("pool {name} is not usable here now")))
     }
 
+    /// Those whose files this host sees.
+    pub fn folders(&self) -> BTreeMap<Name, Arc<Folder>> {
+        self.open().folders.clone()
+    }
+
+    /// A former copy of this volume is in one of them; one that does not answer in time has none.
+    pub async fn has_former(&self, uid: Uuid) -> bool {
+        let looks = self.folders().into_values().map(|folder| async move {
+            let look = blocking(move || former::is_there(&folder, uid));
+            tokio::time::timeout(OPEN_DEADLINE, look).await.unwrap_or(false)
+        });
+        join_all(looks).await.contains(&true)
+    }
+
     pub async fn free(&self) -> BTreeMap<Name, Bytes> {
-        let folders = self.open().folders.clone();
-        let free = folders.into_iter().map(|(name, folder)| async move {
+        let free = self.folders().into_iter().map(|(name, folder)| async move {
             let space = tokio::time::timeout(OPEN_DEADLINE, blocking(move || folder.space())).await;
             Some((name, Bytes(space.ok()?.ok()?.free)))
         });

@@ -16,10 +16,9 @@ use sterna_wire::assignment::VolumeAssignment;
 use uuid::Uuid;
 
 use super::error::{Error, blocking};
-use super::file_lock;
 use super::folder::{self, Folder, User};
-use super::format;
 use super::image::{self, Fetcher};
+use super::{file_lock, format, former};
 
 /// The end of names that are not finished yet.
 const UNFINISHED: &str = "new";
@@ -74,6 +73,27 @@ pub async fn ensure(
     look(pool, volume.uid, volume.format)
         .await?
         .ok_or_else(|| Error::not_yet(format!("volume {} has vanished from its pool", volume.name)))
+}
+
+/// The same for a volume that a move brings here: what an earlier one left of it is the start. Growing is not done here.
+pub async fn arrive(
+    pool: &Arc<Folder>,
+    volume: &VolumeAssignment,
+    maker: &Maker,
+    percent: &(dyn Fn(u8) + Send + Sync),
+) -> Result<u64, Error> {
+    if let (Format::Qcow2, Some(image)) = (volume.format, &volume.image) {
+        // The copy does not stand alone either.
+        image::ensure(pool, image, maker.user, maker.fetcher.as_ref(), percent).await?;
+    }
+    match former::take(pool, volume).await {
+        Err(error @ Error::NotYet { .. }) => return Err(error),
+        Err(error) => {
+            tracing::warn!(volume = %volume.name, why = error.explain(), "former copy is not used");
+        }
+        Ok(()) => {}
+    }
+    ensure(pool, volume, maker, percent).await
 }
 
 async fn make(
@@ -133,7 +153,8 @@ fn check_size(size: u64) -> Result<(), Error> {
 
 fn place(pool: &Folder, temporary: &str, name: &str, user: User) -> Result<(), Error> {
     let what = || format!("keep volume {name}");
-    let file = open(pool, temporary)?.ok_or_else(|| Error::not_yet(format!("{temporary} has vanished")))?;
+    let file = open(pool.volumes(), temporary)?
+        .ok_or_else(|| Error::not_yet(format!("{temporary} has vanished")))?;
     folder::finish(&file, Some(user.uid), user.gid, 0o600).map_err(Error::io(what()))?;
     match folder::put_in_place(pool.volumes(), temporary, name) {
         // An earlier attempt of this same host came through after all; its volume stays.
@@ -144,10 +165,10 @@ fn place(pool: &Folder, temporary: &str, name: &str, user: User) -> Result<(), E
     }
 }
 
-/// Opens a file of the volumes folder; never a link's target, never waits.
-fn open(pool: &Folder, name: &str) -> Result<Option<File>, Error> {
+/// Opens a file of a pool's folder; never a link's target, never waits.
+pub fn open(folder: impl AsFd, name: &str) -> Result<Option<File>, Error> {
     let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    match rustix::fs::openat(pool.volumes(), name, flags, Mode::empty()) {
+    match rustix::fs::openat(folder, name, flags, Mode::empty()) {
         Ok(file) => Ok(Some(File::from(file))),
         Err(Errno::NOENT) => Ok(None),
         Err(Errno::LOOP) => Err(Error::refused(format!("{name} is a symbolic link; it is left alone"))),
@@ -168,7 +189,8 @@ pub async fn grow(
     let looked = {
         let (pool, name) = (Arc::clone(pool), name.clone());
         blocking(move || {
-            let file = open(&pool, &name)?.ok_or_else(|| Error::not_yet(format!("{name} is not there")))?;
+            let file =
+                open(pool.volumes(), &name)?.ok_or_else(|| Error::not_yet(format!("{name} is not there")))?;
             check_free(&file, &name)
         })
     };
@@ -184,7 +206,7 @@ pub async fn remove(pool: &Arc<Folder>, uid: Uuid, format: Format) -> Result<(),
     clean(pool, uid).await?;
     let (pool, name) = (Arc::clone(pool), file_name(uid, format));
     blocking(move || {
-        if let Some(file) = open(&pool, &name)? {
+        if let Some(file) = open(pool.volumes(), &name)? {
             check_free(&file, &name)?;
         }
         folder::remove(pool.volumes(), &name).map_err(Error::io(format!("remove {name}")))
@@ -192,7 +214,8 @@ pub async fn remove(pool: &Arc<Folder>, uid: Uuid, format: Format) -> Result<(),
     .await
 }
 
-fn check_free(file: &File, name: &str) -> Result<(), Error> {
+/// Some process has it open: not now.
+pub fn check_free(file: &File, name: &str) -> Result<(), Error> {
     let is_in_use = file_lock::is_in_use(file).map_err(Error::io(format!("look who uses {name}")))?;
     if is_in_use { Err(Error::not_yet(format!("a VM has {name} open"))) } else { Ok(()) }
 }

@@ -6,14 +6,17 @@ use std::time::Duration;
 
 use sterna_base::backoff::Backoff;
 use sterna_base::units::Bytes;
+use sterna_model::meta::Name;
 use sterna_model::volume::VolumeReport;
-use sterna_wire::assignment::VolumeAssignment;
+use sterna_wire::assignment::{Purpose, VolumeAssignment};
 use sterna_wire::up::VolumeSeen;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 use super::error::Error;
+use super::folder::Folder;
+use super::former;
 use super::pools::Pools;
 use super::volume::{self, Maker};
 
@@ -31,7 +34,14 @@ pub struct Work {
     pools: Arc<Pools>,
     maker: Maker,
     seen: watch::Sender<BTreeMap<Uuid, VolumeSeen>>,
-    tasks: Mutex<BTreeMap<Uuid, Task>>,
+    tasks: Mutex<BTreeMap<Place, Task>>,
+}
+
+/// A volume may be kept in one pool of a host and shelved in another.
+type Place = (Uuid, Name);
+
+fn place(volume: &VolumeAssignment) -> Place {
+    (volume.uid, volume.pool.clone())
 }
 
 struct Task {
@@ -50,6 +60,8 @@ enum Rest {
     Done(VolumeReport),
     /// Usable, but not yet of the size asked for.
     Waits(VolumeReport),
+    /// Nothing is to be said of it.
+    Silent,
 }
 
 impl Work {
@@ -57,7 +69,7 @@ impl Work {
         Self { pools, maker, seen: watch::Sender::default(), tasks: Mutex::default() }
     }
 
-    fn tasks(&self) -> MutexGuard<'_, BTreeMap<Uuid, Task>> {
+    fn tasks(&self) -> MutexGuard<'_, BTreeMap<Place, Task>> {
         // No code panics while it holds this lock; if one did, the map would still be whole.
         self.tasks.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
@@ -68,25 +80,26 @@ impl Work {
 
     pub fn ensure(self: &Arc<Self>, volumes: &[VolumeAssignment]) {
         let mut tasks = self.tasks();
-        let is_named = |uid: &Uuid| volumes.iter().any(|volume| volume.uid == *uid);
-        tasks.retain(|uid, _| is_named(uid));
+        tasks.retain(|known, _| volumes.iter().any(|volume| place(volume) == *known));
+        let is_told =
+            |uid: &Uuid| volumes.iter().any(|volume| volume.uid == *uid && volume.purpose != Purpose::Shelve);
         self.seen.send_if_modified(|seen| {
             let before = seen.len();
-            seen.retain(|uid, _| is_named(uid));
+            seen.retain(|uid, _| is_told(uid));
             seen.len() != before
         });
         for volume in volumes {
             // The same order is carried out, or was: its task is still at it or has said how it ended.
-            if tasks.get(&volume.uid).is_none_or(|task| task.volume != *volume) {
-                tasks.insert(volume.uid, self.start(volume.clone()));
+            if tasks.get(&place(volume)).is_none_or(|task| task.volume != *volume) {
+                tasks.insert(place(volume), self.start(volume.clone()));
             }
         }
     }
 
     pub fn recheck(self: &Arc<Self>, uid: Uuid) {
         let mut tasks = self.tasks();
-        if let Some(volume) = tasks.get(&uid).map(|task| task.volume.clone()) {
-            tasks.insert(uid, self.start(volume));
+        for task in tasks.values_mut().filter(|task| task.volume.uid == uid) {
+            *task = self.start(task.volume.clone());
         }
     }
 
@@ -106,6 +119,7 @@ impl Work {
         loop {
             match self.step(volume).await {
                 Ok(Rest::Done(report)) => return self.tell(volume, report),
+                Ok(Rest::Silent) => return,
                 Ok(Rest::Waits(report)) => {
                     self.tell(volume, report);
                     tokio::time::sleep(IN_USE_POLL).await;
@@ -125,27 +139,51 @@ impl Work {
 
     async fn step(&self, volume: &VolumeAssignment) -> Result<Rest, Error> {
         let pool = self.pools.folder(&volume.pool)?;
-        if !volume.wanted {
-            volume::remove(&pool, volume.uid, volume.format).await?;
-            return Ok(Rest::Done(VolumeReport::Gone));
+        match volume.purpose {
+            Purpose::Keep | Purpose::Arrive => self.make(&pool, volume).await,
+            Purpose::Shelve => {
+                // A QEMU that has handed its VM over holds no lock, and may still get it back.
+                if volume.in_use_by.is_some() {
+                    return Err(Error::not_yet("a VM has it open"));
+                }
+                former::shelve(&pool, volume.uid, volume.format).await?;
+                Ok(Rest::Silent)
+            }
+            Purpose::Remove => {
+                volume::remove(&pool, volume.uid, volume.format).await?;
+                former::remove(&pool, volume.uid).await?;
+                Ok(Rest::Done(VolumeReport::Gone))
+            }
         }
+    }
+
+    async fn make(&self, pool: &Arc<Folder>, volume: &VolumeAssignment) -> Result<Rest, Error> {
         let percent = |percent| self.tell(volume, VolumeReport::Making { percent });
-        let size = volume::ensure(&pool, volume, &self.maker, &percent).await?;
+        let size = match volume.purpose {
+            Purpose::Arrive => volume::arrive(pool, volume, &self.maker, &percent).await?,
+            _ => volume::ensure(pool, volume, &self.maker, &percent).await?,
+        };
         let wanted = volume.size.as_u64();
         if size >= wanted || volume.in_use_by.is_some() {
             self.pools.refresh(&volume.pool).await;
             return Ok(Rest::Done(VolumeReport::Ready { size: Bytes(size) }));
         }
-        match volume::grow(&pool, volume.uid, volume.format, wanted, &self.maker).await {
+        match volume::grow(pool, volume.uid, volume.format, wanted, &self.maker).await {
             Ok(()) => {}
             Err(Error::NotYet { .. }) => return Ok(Rest::Waits(VolumeReport::Ready { size: Bytes(size) })),
             Err(error) => return Err(error),
         }
-        let size = volume::look(&pool, volume.uid, volume.format).await?.unwrap_or(wanted);
+        let size = volume::look(pool, volume.uid, volume.format).await?.unwrap_or(wanted);
         Ok(Rest::Done(VolumeReport::Ready { size: Bytes(size) }))
     }
 
     fn tell(&self, volume: &VolumeAssignment, report: VolumeReport) {
+        // Held until it is told: an order that was replaced meanwhile has no say any more.
+        let tasks = self.tasks();
+        let is_current = tasks.get(&place(volume)).is_some_and(|task| task.volume == *volume);
+        if !is_current || volume.purpose == Purpose::Shelve {
+            return;
+        }
         self.seen.send_if_modified(|seen| {
             let said = VolumeSeen { name: volume.name.clone(), uid: volume.uid, report };
             if seen.get(&volume.uid) == Some(&said) {

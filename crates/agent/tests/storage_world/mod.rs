@@ -7,7 +7,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -22,12 +22,13 @@ use sterna_model::image::Format;
 use sterna_model::meta::Name;
 use sterna_model::pool::PoolKind;
 use sterna_model::volume::{ImageRef, VolumeReport};
-use sterna_wire::assignment::{Disk, PoolAssignment, VolumeAssignment};
+use sterna_wire::assignment::{Disk, PoolAssignment, Purpose, VolumeAssignment};
 use tempfile::TempDir;
 use uuid::Uuid;
 
 pub const USER: User = User { uid: 64_711, gid: 64_711 };
 pub const DEADLINE: Duration = Duration::from_secs(20);
+pub const FORMER_KEPT: Duration = Duration::from_secs(3600);
 
 pub fn name(text: &str) -> Name {
     Name::new(text).unwrap()
@@ -107,6 +108,7 @@ impl World {
             run_as: USER,
             qemu_img: "qemu-img".into(),
             storage_daemon: self.storage_daemon.clone(),
+            former_kept: FORMER_KEPT,
         }
     }
 
@@ -139,7 +141,7 @@ pub fn volume(pool: &PoolAssignment, format: Format, mib: u64, image: Option<&Im
         size: Bytes::mib(mib),
         image: image.cloned(),
         in_use_by: None,
-        wanted: true,
+        purpose: Purpose::Keep,
     }
 }
 
@@ -164,6 +166,38 @@ pub async fn until(storage: &Storage, uid: Uuid, holds: impl Fn(&VolumeReport) -
 pub async fn made(storage: &Storage, volume: &VolumeAssignment) -> VolumeReport {
     storage.ensure_volumes(std::slice::from_ref(volume));
     until(storage, volume.uid, |report| !matches!(report, VolumeReport::Making { .. })).await
+}
+
+/// Waits until the condition holds.
+pub async fn eventually(what: &str, condition: impl Fn() -> bool) {
+    let holds = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, holds).await.unwrap_or_else(|_| panic!("not in time: {what}"));
+}
+
+/// A process that has an image open as QEMU does, until its input ends.
+pub struct Holder(std::process::Child);
+
+impl Holder {
+    pub fn open(format: &str, file: &Path) -> Self {
+        let mut process = Command::new("qemu-io")
+            .args(["-f", format, file.to_str().unwrap()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut prompt = [0; 8];
+        io::Read::read_exact(process.stdout.as_mut().unwrap(), &mut prompt).unwrap();
+        Self(process)
+    }
+
+    pub fn close(mut self) {
+        drop(self.0.stdin.take());
+        self.0.wait().unwrap();
+    }
 }
 
 pub fn ready(mib: u64) -> VolumeReport {

@@ -15,7 +15,7 @@ use sterna_model::vm::{CopyState, Exit, Power, RestartPolicy, VmReport};
 use sterna_model::volume::VolumeReport;
 use sterna_plan::assignment::assignment;
 use sterna_plan::round;
-use sterna_wire::assignment::{Owner, Role, VmAssignment};
+use sterna_wire::assignment::{Owner, Purpose, Role, VmAssignment};
 use uuid::Uuid;
 
 use crate::hold;
@@ -311,11 +311,12 @@ impl Story {
         }
         let told = assignment(&self.world.view, &name(host));
         for volume in &told.volumes {
-            let report = match luck {
-                _ if !volume.wanted => VolumeReport::Gone,
-                Luck::Good => VolumeReport::Ready { size: volume.size },
-                Luck::Slow => VolumeReport::Making { percent: 50 },
-                Luck::Bad => VolumeReport::Failed { why: "disk full".into() },
+            let report = match (volume.purpose, luck) {
+                (Purpose::Shelve, _) => continue,
+                (Purpose::Remove, _) => VolumeReport::Gone,
+                (_, Luck::Good) => VolumeReport::Ready { size: volume.size },
+                (_, Luck::Slow) => VolumeReport::Making { percent: 50 },
+                (_, Luck::Bad) => VolumeReport::Failed { why: "disk full".into() },
             };
             let known = self.world.view.volumes.get(&volume.name).and_then(|entry| entry.report.clone());
             if known.is_none_or(|known| *known != report) {

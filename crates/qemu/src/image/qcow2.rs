@@ -107,6 +107,11 @@ impl Header {
         Ok(self)
     }
 
+    /// It was not closed properly, or is marked as corrupt.
+    pub fn is_unclean(&self) -> bool {
+        self.incompatible & (DIRTY | CORRUPT) != 0
+    }
+
     fn cluster(&self) -> u64 {
         1 << self.cluster_bits
     }
@@ -126,7 +131,7 @@ impl Header {
         if self.incompatible & !KNOWN != 0 {
             return Err(Refused::UnknownFeatures { bits: self.incompatible & !KNOWN });
         }
-        if self.incompatible & (DIRTY | CORRUPT) != 0 {
+        if self.is_unclean() {
             return Err(Refused::Unclean);
         }
         if self.crypt_method != 0 {
