@@ -12,7 +12,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use sterna_base::units::{Bytes, Span};
 
 use crate::command::Share;
-use crate::place::{DEFAULT_DIR, DEFAULT_NAME, DEFAULT_NET, DEFAULT_PORT, Lab, Site};
+use crate::place::{DEFAULT_DIR, DEFAULT_NAME, DEFAULT_NET, DEFAULT_PORT, Lab, Pair, Site};
 use crate::probe::Probes;
 use crate::say::Say;
 use crate::supervise::{self, Supervise};
@@ -28,7 +28,7 @@ struct Line {
 
 #[derive(Debug, Subcommand)]
 enum Noun {
-    /// A small world on this machine: two datacentres, hosts, a slow line between them
+    /// A small world on this machine: datacentres, hosts, slow lines between them
     #[command(subcommand)]
     Lab(LabVerb),
     Supervise(Supervise),
@@ -43,7 +43,7 @@ pub enum LabVerb {
     Down(Where),
     /// Say what of it runs
     Status(Where),
-    /// Change the line between the datacentres, and show what went over it
+    /// Change a line between two datacentres, and show what went over it
     Link(Link),
     /// Measure what a client in a namespace sees of a guest
     Probe(Probe),
@@ -51,7 +51,7 @@ pub enum LabVerb {
     Demo(Demo),
     /// Measure against bars and a baseline
     Bench(Bench),
-    /// Carry the frames between the datacentres (started by `up`)
+    /// Carry the frames of a line (started by `up`)
     #[command(hide = true)]
     WanRelay(Relay),
 }
@@ -80,13 +80,16 @@ pub struct Up {
     /// Port that the server serves on
     #[arg(long, default_value_t = DEFAULT_PORT, value_name = "PORT")]
     port: u16,
+    /// One letter each; there is a line between each two, and the server is in the first
+    #[arg(long, value_delimiter = ',', default_value = "a,b", value_name = "LETTERS")]
+    datacentres: Vec<Site>,
     /// CPUs of each host, enforced where the machine has CPU quotas [default: all, shared]
     #[arg(long, value_name = "NUMBER")]
     host_cpus: Option<f64>,
     /// Memory that each host offers to VMs [default: all of the machine's]
     #[arg(long, value_name = "SIZE")]
     host_memory: Option<Bytes>,
-    /// Namespaces and line only: no server, no agents
+    /// Namespaces and lines only: no server, no agents
     #[arg(long)]
     network_only: bool,
 }
@@ -95,14 +98,17 @@ pub struct Up {
 pub struct Link {
     #[command(flatten)]
     place: Where,
-    /// Which line; there is one
-    #[arg(default_value = "a-b", value_name = "LINE")]
-    line: String,
+    /// Which line, such as a-b [default: the only one]
+    #[arg(value_name = "LINE")]
+    line: Option<Pair>,
     /// One way, such as 40ms; a round trip takes twice this
-    #[arg(long, value_name = "DURATION")]
+    #[arg(long, value_name = "DURATION", value_parser = parse_delay)]
     delay: Option<Span>,
+    /// There and back, such as 80ms: each way takes half of it
+    #[arg(long, value_name = "DURATION", value_parser = parse_delay, conflicts_with = "delay")]
+    rtt: Option<Span>,
     /// Up to this much more delay, by chance
-    #[arg(long, value_name = "DURATION")]
+    #[arg(long, value_name = "DURATION", value_parser = parse_delay)]
     jitter: Option<Span>,
     /// Of each direction, such as 100Mbit or 1Gbit, or `none` for no limit
     #[arg(long, value_name = "RATE", value_parser = parse_rate)]
@@ -110,7 +116,7 @@ pub struct Link {
     /// Frames lost by chance, such as 0.1%
     #[arg(long, value_name = "PERCENT", value_parser = parse_percent)]
     loss: Option<f64>,
-    /// What waits for its turn at most
+    /// What waits for its turn in each direction at most; more is dropped
     #[arg(long, value_name = "SIZE")]
     queue: Option<Bytes>,
     /// Mend the line
@@ -162,6 +168,9 @@ pub struct Bench {
     dir: PathBuf,
 }
 
+/// What a person calls slow ends well before.
+const DELAY_MAX: Duration = Duration::from_secs(60);
+
 /// A lab for measuring stands beside a lab for people.
 const BENCH_NET: &str = "10.93.0.0/16";
 const BENCH_PORT: u16 = 7643;
@@ -170,6 +179,8 @@ const BENCH_PORT: u16 = 7643;
 pub struct Relay {
     #[arg(long, value_name = "DIR")]
     dir: PathBuf,
+    #[arg(long, value_name = "LINE")]
+    line: Pair,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -216,9 +227,7 @@ pub fn run(verb: LabVerb) -> Result<ExitCode> {
         LabVerb::Probe(args) => run_probe(&args),
         LabVerb::WanRelay(args) => {
             let lab = Lab::load(&args.dir)?.context("find the lab")?;
-            let [a, b] = Site::ALL.map(|site| lab.switch_space(site));
-            let ends = wan::relay::Ends { a, b, device: wan::DEVICE.to_owned() };
-            wan::relay::run(&ends, &lab.wan_socket(), &lab.dir.join("wan.json"))
+            wan::relay::run(&lab, lab.pair(Some(args.line))?)
         }
     }
     .map(|()| ExitCode::SUCCESS)
@@ -248,14 +257,16 @@ impl Where {
 fn run_up(args: &Up) -> Result<()> {
     let say = args.place.say();
     let lab = Lab::new(&args.place.name, &args.net, args.port, &args.place.dir())?;
+    let lab = lab.with_datacentres(&args.datacentres)?;
     if let Some(begun) = Lab::load(&lab.dir)? {
         ensure!(
             begun == lab,
-            "lab {} in {} was begun with net {} and port {}; give the same, or remove it with `sterna lab down`",
+            "lab {} in {} was begun with net {}, port {} and datacentres {}; give the same, or remove it with `sterna lab down`",
             begun.name,
             begun.dir.display(),
             begun.cidr(),
-            begun.port
+            begun.port,
+            begun.datacentres.iter().map(|site| site.letter().to_string()).collect::<Vec<_>>().join(",")
         );
     }
     if let Some(cpus) = args.host_cpus {
@@ -272,18 +283,19 @@ fn run_up(args: &Up) -> Result<()> {
 }
 
 fn run_link(args: &Link) -> Result<()> {
-    ensure!(args.line == "a-b", "there is no line `{}`: the lab has one, a-b", args.line);
     let lab = args.place.lab()?;
+    let pair = lab.pair(args.line)?;
     let micros = |span: Span| u64::try_from(span.0.as_micros()).unwrap_or(u64::MAX);
-    let state = wan::change(&lab.wan_socket(), |settings| {
+    let state = wan::change(&lab.wan_socket(pair), |settings| {
         settings.delay_us = args.delay.map_or(settings.delay_us, micros);
+        settings.delay_us = args.rtt.map_or(settings.delay_us, |rtt| micros(rtt) / 2);
         settings.jitter_us = args.jitter.map_or(settings.jitter_us, micros);
         settings.rate_bits = args.rate.map_or(settings.rate_bits, |Rate(bits)| bits);
         settings.loss = args.loss.unwrap_or(settings.loss);
         settings.queue_bytes = args.queue.map_or(settings.queue_bytes, Bytes::as_u64);
         settings.up = (settings.up || args.up) && !args.down;
     })?;
-    print(&if args.place.json { serde_json::to_string_pretty(&state)? } else { status::link_text(&state) })
+    print(&if args.place.json { serde_json::to_string_pretty(&state)? } else { status::line_text(&state) })
 }
 
 fn run_probe(args: &Probe) -> Result<()> {
@@ -335,6 +347,12 @@ fn parse_rate(text: &str) -> Result<Rate> {
     Ok(Rate(Some(bits as u64)))
 }
 
+fn parse_delay(text: &str) -> Result<Span> {
+    let span: Span = text.parse().context("write a duration such as 40ms")?;
+    ensure!(span.0 <= DELAY_MAX, "a line delays by {} s at most", DELAY_MAX.as_secs());
+    Ok(span)
+}
+
 fn parse_percent(text: &str) -> Result<f64> {
     let number: f64 = text.trim_end_matches('%').parse().context("write a percentage such as 0.1%")?;
     ensure!((0.0..=100.0).contains(&number), "a percentage is 0 to 100");
@@ -364,6 +382,8 @@ mod tests {
         assert_eq!(parse_rate("none").unwrap(), Rate(None));
         assert_eq!(parse_percent("0.1%").unwrap(), 0.001);
         assert!(parse_rate("12").is_err() && parse_rate("0Mbit").is_err() && parse_percent("101").is_err());
+        assert_eq!(parse_delay("80ms").unwrap(), Span::from_millis(80));
+        assert!(parse_delay("61s").is_err() && parse_delay("fast").is_err());
     }
 
     #[test]

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::netns;
-use crate::place::{Host, Lab, Site};
+use crate::place::{Host, Lab, Pair, Site};
 
 /// Names the CLI's context file.
 const CONTEXT: &str = "STERNA_CONFIG";
@@ -42,23 +42,24 @@ pub fn agent_run(lab: &Lab, host: Host) -> Vec<String> {
     words(&["agent", "run", "--settings", &text(&agent_settings(lab, host))])
 }
 
-/// The words that run the relay.
+/// The words that run a line's relay.
 #[must_use]
-pub fn wan_relay(lab: &Lab) -> Vec<String> {
-    words(&["lab", "wan-relay", "--dir", &text(&lab.dir)])
+pub fn wan_relay(lab: &Lab, pair: Pair) -> Vec<String> {
+    words(&["lab", "wan-relay", "--dir", &text(&lab.dir), "--line", &pair.to_string()])
 }
 
 pub fn init_server(lab: &Lab) -> Result<()> {
     let reached = format!("{}:{}", lab.root_address(), lab.port);
     let listen = format!("127.0.0.1:{},{reached}", lab.port);
     let (data, settings) = (text(&lab.dir.join("server")), text(&server_settings(lab)));
+    let home = lab.home().letter().to_string();
     let args = [
         "server",
         "init",
         "--server-only",
         "--no-start",
         "--datacentre",
-        "a",
+        &home,
         "--listen",
         &listen,
         "--advertise",
@@ -77,7 +78,7 @@ pub fn server_answers(lab: &Lab) -> bool {
     sterna(lab, None, &["server", "status"]).is_ok()
 }
 
-/// Datacentre b, the folder that the hosts of each datacentre share, and the local pool that every installation begins
+/// The other datacentres, the folder that the hosts of each datacentre share, and the local pool that every installation begins
 /// with, moved into the lab's folder.
 pub fn apply_objects(lab: &Lab) -> Result<()> {
     let pool = |site: Site| {
@@ -86,13 +87,12 @@ pub fn apply_objects(lab: &Lab) -> Result<()> {
                 "spec": { "kind": kind, "datacentre": site.letter().to_string(), "default": true } })
     };
     let local = json!({ "type": "dir", "path": lab.dir.join("local") });
-    let documents = [
-        json!({ "kind": "datacentre", "name": "b", "spec": {} }),
-        pool(Site::A),
-        pool(Site::B),
-        json!({ "kind": "pool", "name": "default", "spec": { "kind": local, "default": false } }),
-    ];
-    let text: Vec<_> = documents.iter().map(Value::to_string).collect();
+    let local = json!({ "kind": "pool", "name": "default", "spec": { "kind": local, "default": false } });
+    let others = lab.datacentres.iter().filter(|site| **site != lab.home());
+    let others =
+        others.map(|site| json!({ "kind": "datacentre", "name": site.letter().to_string(), "spec": {} }));
+    let pools = lab.datacentres.iter().map(|site| pool(*site));
+    let text: Vec<_> = others.chain(pools).chain([local]).map(|document| document.to_string()).collect();
     sterna_with(lab, None, &["apply", "-f", "-"], &text.join("\n---\n")).context("describe the lab").map(drop)
 }
 

@@ -12,7 +12,7 @@ use crate::{cgroup, member, topology};
 pub fn down(lab: &Lab, say: Say) -> Result<()> {
     say.step("end all processes, VMs included", || member::kill_all(lab).map(did))?;
     say.step("remove namespaces and devices", || topology::remove(lab).map(|()| Did::It))?;
-    say.step("remove CPU quotas", || cgroup::remove(lab, Host::all().map(Host::name)).map(|()| Did::It))?;
+    say.step("remove CPU quotas", || cgroup::remove(lab, lab.hosts().map(Host::name)).map(|()| Did::It))?;
     say.step("unmount what is mounted in its folders", || {
         let dirs = [lab.dir.clone(), lab.run_root()];
         unmount_below(&dirs.each_ref().map(|dir| dir.as_path())).map(did)

@@ -1,5 +1,5 @@
-//! A small real world on one machine: two datacentres whose hosts are network namespaces, a slow line between them,
-//! the server, and the production binary on every host.
+//! A small real world on one machine: datacentres whose hosts are network namespaces, a slow line between each two,
+//! the server, and the production binary on every host. Two datacentres, unless told otherwise.
 //!
 //! ```text
 //!   root namespace ─ 10.91.1.2 ┐                                       ┌ NAME-b1  10.91.2.11
@@ -34,6 +34,8 @@ pub mod probe;
 pub mod say;
 /// The command line of demo and benchmarks.
 pub mod show;
+/// Datacentres, lines and hosts.
+pub mod site;
 /// What runs.
 pub mod status;
 /// Restarts a process when it ends.
@@ -44,7 +46,7 @@ pub mod tap;
 pub mod topology;
 /// Builds a lab, or goes on where an interrupted start left it.
 pub mod up;
-/// The slow line between the datacentres.
+/// The slow lines between the datacentres.
 pub mod wan;
 
 /// What a user of a lab does through the API.

@@ -21,7 +21,7 @@ const MARK: &str = "STERNA_LAB_MEMBER";
 #[derive(Debug)]
 pub struct Member {
     pub pid: i32,
-    /// `server`, `wan`, or a host's name.
+    /// `server`, `wan-` and the name of a line, or a host's name.
     pub role: String,
     /// Its arguments, joined.
     pub line: String,

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
+pub use crate::site::{Host, Pair, Site};
+
 pub const DEFAULT_NAME: &str = "sterna";
 pub const DEFAULT_NET: &str = "10.91.0.0/16";
 pub const DEFAULT_DIR: &str = "/var/lib/sterna-lab";
@@ -13,7 +15,6 @@ pub const DEFAULT_DIR: &str = "/var/lib/sterna-lab";
 pub const DEFAULT_PORT: u16 = 7443;
 /// Device names have 15 characters; `-lab` follows the name.
 const NAME_MAX: usize = 11;
-const HOSTS_PER_DATACENTRE: u8 = 2;
 
 /// One lab. Several can stand side by side: with other names, nets and ports.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,64 +24,11 @@ pub struct Lab {
     /// The first two bytes of every address.
     pub net: [u8; 2],
     pub port: u16,
+    /// In the order of their letters; the server is in the first.
+    #[serde(default = "Site::first_two")]
+    pub datacentres: Vec<Site>,
     #[serde(skip)]
     pub dir: PathBuf,
-}
-
-/// A site.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Site {
-    A,
-    B,
-}
-
-/// A machine that runs VMs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Host {
-    pub site: Site,
-    /// From 1.
-    pub number: u8,
-}
-
-impl Site {
-    pub const ALL: [Site; 2] = [Site::A, Site::B];
-
-    #[must_use]
-    pub fn letter(self) -> char {
-        match self {
-            Site::A => 'a',
-            Site::B => 'b',
-        }
-    }
-
-    fn third_byte(self) -> u8 {
-        match self {
-            Site::A => 1,
-            Site::B => 2,
-        }
-    }
-
-    #[must_use]
-    pub fn other(self) -> Site {
-        match self {
-            Site::A => Site::B,
-            Site::B => Site::A,
-        }
-    }
-}
-
-impl Host {
-    pub fn all() -> impl Iterator<Item = Host> {
-        Site::ALL
-            .into_iter()
-            .flat_map(|site| (1..=HOSTS_PER_DATACENTRE).map(move |number| Host { site, number }))
-    }
-
-    /// `a1`.
-    #[must_use]
-    pub fn name(self) -> String {
-        format!("{}{}", self.site.letter(), self.number)
-    }
 }
 
 impl Lab {
@@ -90,7 +38,48 @@ impl Lab {
             (1..=NAME_MAX).contains(&name.len()) && name.chars().all(is_good) && !name.starts_with('-'),
             "`{name}` is no name for a lab: 1 to {NAME_MAX} of a-z, 0-9 and -"
         );
-        Ok(Self { name: name.to_owned(), net: parse_net(net)?, port, dir: std::path::absolute(dir)? })
+        let dir = std::path::absolute(dir)?;
+        Ok(Self { name: name.to_owned(), net: parse_net(net)?, port, datacentres: Site::first_two(), dir })
+    }
+
+    /// The same with other datacentres than a and b.
+    pub fn with_datacentres(self, sites: &[Site]) -> Result<Self> {
+        let (given, mut datacentres) = (sites.len(), sites.to_vec());
+        datacentres.sort_unstable();
+        datacentres.dedup();
+        ensure!(datacentres.len() == given, "a datacentre is named twice");
+        ensure!(given >= 2, "a lab has two datacentres at least");
+        Ok(Self { datacentres, ..self })
+    }
+
+    /// All machines that run VMs.
+    pub fn hosts(&self) -> impl Iterator<Item = Host> + '_ {
+        self.datacentres.iter().copied().flat_map(Host::of)
+    }
+
+    /// The datacentre that the server and this machine are in.
+    #[must_use]
+    pub fn home(&self) -> Site {
+        self.datacentres[0]
+    }
+
+    /// A line each.
+    pub fn pairs(&self) -> impl Iterator<Item = Pair> + '_ {
+        let later = |first: Site| self.datacentres.iter().copied().filter(move |last| *last > first);
+        let sites = self.datacentres.iter().copied();
+        sites.flat_map(move |first| later(first).filter_map(move |last| Pair::new(first, last)))
+    }
+
+    /// The line that is meant; in a lab that has only one it need not be named.
+    pub fn pair(&self, named: Option<Pair>) -> Result<Pair> {
+        let all: Vec<_> = self.pairs().collect();
+        let names = || all.iter().map(Pair::to_string).collect::<Vec<_>>().join(", ");
+        match (named, all.as_slice()) {
+            (None, [only]) => Ok(*only),
+            (None, _) => bail!("say which line: {}", names()),
+            (Some(pair), all) if all.contains(&pair) => Ok(pair),
+            (Some(pair), _) => bail!("there is no line {pair}; the lab has {}", names()),
+        }
     }
 
     /// What [`Lab::save`] wrote, if a lab was begun in `dir`.
@@ -146,7 +135,12 @@ impl Lab {
     /// The namespace of the host with this name, such as `a1`.
     #[must_use]
     pub fn host_space_of(&self, name: &str) -> Option<String> {
-        Host::all().find(|host| host.name() == name).map(|host| self.host_space(host))
+        self.host(name).map(|host| self.host_space(host))
+    }
+
+    #[must_use]
+    pub fn host(&self, name: &str) -> Option<Host> {
+        self.hosts().find(|host| host.name() == name)
     }
 
     #[must_use]
@@ -154,7 +148,7 @@ impl Lab {
         self.address(host.site, 10 + host.number)
     }
 
-    /// The device by which the machine itself joins site a.
+    /// The device by which the machine itself joins the first datacentre.
     #[must_use]
     pub fn root_device(&self) -> String {
         format!("{}-lab", self.name)
@@ -163,20 +157,21 @@ impl Lab {
     /// Where the server is reached by the hosts.
     #[must_use]
     pub fn root_address(&self) -> Ipv4Addr {
-        self.address(Site::A, 2)
+        self.address(self.home(), 2)
     }
 
-    /// A switch's end of the line between the sites.
+    /// A switch's end of a line.
     #[must_use]
-    pub fn wan_address(&self, site: Site) -> Ipv4Addr {
-        Ipv4Addr::new(self.net[0], self.net[1], 255, site.third_byte())
+    pub fn wan_address(&self, pair: Pair, end: Site) -> Ipv4Addr {
+        let last = if end == pair.ends()[0] { 1 } else { 2 };
+        Ipv4Addr::new(self.net[0], self.net[1], 255, 4 * pair.number() + last)
     }
 
     /// Every namespace of the lab.
     #[must_use]
     pub fn spaces(&self) -> Vec<String> {
-        let hosts = Host::all().map(|host| self.host_space(host));
-        hosts.chain(Site::ALL.map(|site| self.switch_space(site))).collect()
+        let hosts = self.hosts().map(|host| self.host_space(host));
+        hosts.chain(self.datacentres.iter().map(|site| self.switch_space(*site))).collect()
     }
 
     /// The folder that the hosts of a site share.
@@ -206,10 +201,16 @@ impl Lab {
         self.dir.join("log").join(format!("{role}.log"))
     }
 
-    /// Where the relay takes orders.
+    /// Where a line's relay takes orders.
     #[must_use]
-    pub fn wan_socket(&self) -> PathBuf {
-        self.dir.join("wan.sock")
+    pub fn wan_socket(&self, pair: Pair) -> PathBuf {
+        self.dir.join(format!("wan-{pair}.sock"))
+    }
+
+    /// What a line's relay keeps over its own end.
+    #[must_use]
+    pub fn wan_settings(&self, pair: Pair) -> PathBuf {
+        self.dir.join(format!("wan-{pair}.json"))
     }
 
     /// What `sterna` is told to find the lab's server.
@@ -247,9 +248,61 @@ mod tests {
     fn addresses_follow_from_the_net() {
         let lab = Lab::new("x", "10.92.0.0/16", 1, Path::new("/tmp/x")).unwrap();
         let hosts: Vec<_> =
-            Host::all().map(|h| format!("{} {}", lab.host_space(h), lab.host_address(h))).collect();
+            lab.hosts().map(|h| format!("{} {}", lab.host_space(h), lab.host_address(h))).collect();
         assert_eq!(hosts, ["x-a1 10.92.1.11", "x-a2 10.92.1.12", "x-b1 10.92.2.11", "x-b2 10.92.2.12"]);
-        assert_eq!(lab.site_cidr(Site::B), "10.92.2.0/24");
+        assert_eq!(lab.site_cidr("b".parse().unwrap()), "10.92.2.0/24");
+    }
+
+    fn lab(datacentres: &str) -> Result<Lab> {
+        let sites: Result<Vec<Site>> = datacentres.split(',').map(str::parse).collect();
+        Lab::new("x", DEFAULT_NET, 1, Path::new("/tmp/x")).unwrap().with_datacentres(&sites?)
+    }
+
+    #[test]
+    fn each_two_datacentres_have_a_line_with_addresses_of_its_own() {
+        let lab = lab("c,a,b").unwrap();
+        let ends = |pair: Pair| pair.ends().map(|end| lab.wan_address(pair, end).to_string()).join(" ");
+        let lines: Vec<_> = lab.pairs().map(|pair| format!("{pair} {}", ends(pair))).collect();
+        assert_eq!(
+            lines,
+            ["a-b 10.91.255.1 10.91.255.2", "a-c 10.91.255.5 10.91.255.6", "b-c 10.91.255.9 10.91.255.10"]
+        );
+        assert_eq!(lab.home().letter(), 'a');
+    }
+
+    #[test]
+    fn the_largest_lab_has_different_addresses_on_all_its_lines() {
+        let lab = lab("a,b,c,d,e,f,g,h").unwrap();
+        let all = lab.pairs().flat_map(|pair| pair.ends().map(|end| lab.wan_address(pair, end)));
+        assert_eq!(all.collect::<std::collections::BTreeSet<_>>().len(), 2 * 28);
+    }
+
+    #[test]
+    fn datacentres_that_cannot_be_are_refused() {
+        for (datacentres, why) in
+            [("a", "two"), ("a,b,a", "twice"), ("a,i", "a to h"), ("a,berlin", "a to h")]
+        {
+            let error = lab(datacentres).unwrap_err().to_string();
+            assert!(error.contains(why), "{datacentres}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_line_is_found_by_either_order_and_must_be_named_where_there_are_several() {
+        let three = lab("a,b,c").unwrap();
+        assert_eq!(three.pair(Some("c-a".parse().unwrap())).unwrap().to_string(), "a-c");
+        assert!(three.pair(None).unwrap_err().to_string().contains("a-b, a-c, b-c"));
+        assert!(three.pair(Some("a-d".parse().unwrap())).is_err());
+        assert_eq!(lab("a,b").unwrap().pair(None).unwrap().to_string(), "a-b");
+        assert!("a-a".parse::<Pair>().is_err() && "ab".parse::<Pair>().is_err());
+    }
+
+    #[test]
+    fn a_lab_that_was_begun_before_it_could_have_more_datacentres_has_two() {
+        let begun: Lab = serde_json::from_str(r#"{"name":"x","net":[10,91],"port":1}"#).unwrap();
+        assert_eq!(begun.datacentres, Site::first_two());
+        let kept = serde_json::to_string(&lab("a,c").unwrap()).unwrap();
+        assert!(kept.contains(r#""datacentres":["a","c"]"#), "{kept}");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::place::{Host, Lab};
+use crate::place::{Host, Lab, Pair};
 use crate::{member, netns, wan};
 
 #[derive(Debug, Serialize)]
@@ -16,8 +16,8 @@ pub struct Status {
     pub namespaces: BTreeMap<String, bool>,
     /// By role: the processes that run, supervisors included.
     pub processes: BTreeMap<String, Vec<Process>>,
-    /// Absent: the relay does not answer.
-    pub link: Option<wan::State>,
+    /// By name; null: its relay does not answer.
+    pub lines: BTreeMap<String, Option<wan::State>>,
 }
 
 #[derive(Debug, Serialize)]
@@ -28,7 +28,7 @@ pub struct Process {
 
 #[must_use]
 pub fn status(lab: &Lab) -> Status {
-    let roles = ["server".to_owned(), "wan".to_owned()].into_iter().chain(Host::all().map(Host::name));
+    let roles = lab.hosts().map(Host::name).chain(lab.pairs().map(wan::role)).chain(["server".to_owned()]);
     let mut processes: BTreeMap<String, Vec<Process>> = roles.map(|role| (role, Vec::new())).collect();
     for member in member::all(&lab.dir) {
         processes.entry(member.role).or_default().push(Process { pid: member.pid, command: member.line });
@@ -39,8 +39,12 @@ pub fn status(lab: &Lab) -> Status {
         net: lab.cidr(),
         namespaces: lab.spaces().into_iter().map(|space| (space.clone(), netns::exists(&space))).collect(),
         processes,
-        link: wan::ask(&lab.wan_socket(), &wan::Order::Show).ok(),
+        lines: lab.pairs().map(|pair| (pair.to_string(), ask(lab, pair))).collect(),
     }
+}
+
+fn ask(lab: &Lab, pair: Pair) -> Option<wan::State> {
+    wan::ask(&lab.wan_socket(pair), &wan::Order::Show).ok()
 }
 
 impl Status {
@@ -48,7 +52,9 @@ impl Status {
     #[must_use]
     pub fn is_whole(&self) -> bool {
         let has_spaces = self.namespaces.values().all(|there| *there);
-        has_spaces && self.processes.values().all(|running| !running.is_empty()) && self.link.is_some()
+        has_spaces
+            && self.processes.values().all(|running| !running.is_empty())
+            && self.lines.values().all(Option::is_some)
     }
 
     /// Lines for people.
@@ -67,28 +73,33 @@ impl Status {
             };
             lines.push(format!("  {role:<8} {what}"));
         }
-        lines.push(self.link.as_ref().map_or_else(|| "  line     no answer".to_owned(), link_text));
+        lines.extend(self.lines.iter().map(|(name, state)| match state {
+            Some(state) => line_text(state),
+            None => format!("  line {name}   no answer"),
+        }));
         lines.join("\n")
     }
 }
 
-/// The line's settings and counters for people.
+/// A line's settings and counters for people.
 #[must_use]
-pub fn link_text(link: &wan::State) -> String {
-    let wan::Settings { up, delay_us, jitter_us, rate_bits, loss, .. } = &link.settings;
+pub fn line_text(line: &wan::State) -> String {
+    let wan::Settings { up, delay_us, jitter_us, rate_bits, loss, queue_bytes } = &line.settings;
     let state = if *up { "up" } else { "down" };
     let rate =
         rate_bits.map_or("as fast as it goes".to_owned(), |bits| format!("{} Mbit/s", bits as f64 / 1e6));
     let (delay, jitter) = (*delay_us as f64 / 1000.0, *jitter_us as f64 / 1000.0);
     let head = format!(
-        "  line     {state}, {delay} ms one way (+ up to {jitter} ms), {rate}, loss {}%",
+        "  line {}   {state}, {delay} ms one way (+ up to {jitter} ms), {rate}, loss {}%, queue {queue_bytes} bytes",
+        line.line,
         loss * 100.0
     );
-    let way = |name: &str, counters: &wan::Counters| {
+    let ways = line.directions.iter().map(|(direction, counters)| {
         let wan::Counters { packets, bytes, dropped_queue, dropped_loss, dropped_down } = counters;
         format!(
-            "    {name}   {packets} packets, {bytes} bytes; dropped: {dropped_queue} queue full, {dropped_loss} lost, {dropped_down} line down"
+            "    {}   {packets} packets, {bytes} bytes; dropped: {dropped_queue} queue full, {dropped_loss} lost, {dropped_down} line down",
+            direction.replace('_', " ")
         )
-    };
-    [head, way("a to b", &link.a_to_b), way("b to a", &link.b_to_a)].join("\n")
+    });
+    [head].into_iter().chain(ways).collect::<Vec<_>>().join("\n")
 }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
 use crate::netns::{self, ip_batch};
-use crate::place::{Host, Lab, Site, overlaps};
+use crate::place::{Host, Lab, Pair, Site, overlaps};
 use crate::wan;
 
 const MTU: u32 = 1500;
@@ -51,21 +51,34 @@ pub fn ensure_switch(lab: &Lab, site: Site) -> Result<()> {
             )],
         )?;
     }
-    if !has_device(&space, wan::DEVICE)? {
-        ip_batch(Some(&space), &[format!("tuntap add dev {} mode tap", wan::DEVICE)])?;
-    }
-    let (other, wan) = (site.other(), wan::DEVICE);
     ip_batch(
         Some(&space),
         &[
             format!("address replace {}/24 dev {SWITCH}", lab.switch_address(site)),
             format!("link set dev {SWITCH} addrgenmode none up"),
-            format!("address replace {}/30 dev {wan}", lab.wan_address(site)),
-            format!("link set dev {wan} mtu {MTU} addrgenmode none up"),
-            format!("route replace {} via {} dev {wan} onlink", lab.site_cidr(other), lab.wan_address(other)),
         ],
     )?;
+    for (pair, other) in lab.pairs().filter_map(|pair| Some((pair, pair.across(site)?))) {
+        ensure_line(lab, pair, site, other)?;
+    }
     forward(&space)
+}
+
+/// This site's end of a line, and the way to the other site by it alone.
+fn ensure_line(lab: &Lab, pair: Pair, site: Site, other: Site) -> Result<()> {
+    let (space, tap) = (lab.switch_space(site), wan::device(other));
+    if !has_device(&space, &tap)? {
+        ip_batch(Some(&space), &[format!("tuntap add dev {tap} mode tap")])?;
+    }
+    let (own, across) = (lab.wan_address(pair, site), lab.wan_address(pair, other));
+    ip_batch(
+        Some(&space),
+        &[
+            format!("address replace {own}/30 dev {tap}"),
+            format!("link set dev {tap} mtu {MTU} addrgenmode none up"),
+            format!("route replace {} via {across} dev {tap} onlink", lab.site_cidr(other)),
+        ],
+    )
 }
 
 pub fn ensure_host(lab: &Lab, host: Host) -> Result<()> {
@@ -82,16 +95,16 @@ pub fn ensure_host(lab: &Lab, host: Host) -> Result<()> {
     )
 }
 
-/// The machine itself joins site a: the server's address.
+/// The machine itself joins the first datacentre: the server's address.
 pub fn ensure_root(lab: &Lab) -> Result<()> {
     let device = lab.root_device();
-    join(&lab.switch_space(Site::A), "root", None, &device)?;
+    join(&lab.switch_space(lab.home()), "root", None, &device)?;
     ip_batch(
         None,
         &[
             format!("address replace {}/24 dev {device}", lab.root_address()),
             format!("link set dev {device} addrgenmode none up"),
-            format!("route replace {} via {} dev {device}", lab.cidr(), lab.switch_address(Site::A)),
+            format!("route replace {} via {} dev {device}", lab.cidr(), lab.switch_address(lab.home())),
         ],
     )
 }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::command::{self, Share};
 use crate::member::{Start, ensure_running};
-use crate::place::{Host, Lab, Site};
+use crate::place::{Host, Lab, Pair};
 use crate::say::{Did, Say};
 use crate::{cgroup, topology, wan};
 
@@ -25,40 +25,47 @@ pub struct Wishes {
     pub share: Share,
 }
 
-/// Network, line, server, hosts: in that order.
+/// Network, lines, server, hosts: in that order.
 pub fn up(lab: &Lab, wishes: Wishes, say: Say) -> Result<()> {
     network(lab, say)?;
     server(lab, say)?;
-    for host in Host::all() {
+    for host in lab.hosts() {
         start_host(lab, host, wishes, say)?;
     }
     say.step("wait until the server sees every host", || wait_for_hosts(lab))
 }
 
-/// Namespaces, devices, and the line between the datacentres.
+/// Namespaces, devices, and the lines between the datacentres.
 pub fn network(lab: &Lab, say: Say) -> Result<()> {
     check_machine()?;
     say.step("look whether the addresses are free", || topology::check_free(lab).map(|()| Did::It))?;
     say.step("make the folders", || folders(lab))?;
-    for site in Site::ALL {
+    for site in &lab.datacentres {
         say.step(&format!("make the switch of datacentre {}", site.letter()), || {
-            topology::ensure_switch(lab, site).map(|()| Did::It)
+            topology::ensure_switch(lab, *site).map(|()| Did::It)
         })?;
     }
-    say.step("join this machine to datacentre a", || topology::ensure_root(lab).map(|()| Did::It))?;
-    for host in Host::all() {
+    say.step(&format!("join this machine to datacentre {}", lab.home().letter()), || {
+        topology::ensure_root(lab).map(|()| Did::It)
+    })?;
+    for host in lab.hosts() {
         say.step(&format!("make the network of host {}", host.name()), || {
             topology::ensure_host(lab, host).map(|()| Did::It)
         })?;
     }
-    say.step("start the line between the datacentres", || {
-        let words = command::wan_relay(lab);
-        let started = ensure_running(lab, &Start { role: "wan", space: None, cgroup: None, words: &words })?;
-        wait_until(SERVER_PATIENCE, "the relay to answer", lab, "wan", || {
-            wan::ask(&lab.wan_socket(), &wan::Order::Show).is_ok()
-        })?;
-        Ok(did(started))
-    })
+    for pair in lab.pairs() {
+        say.step(&format!("start the line {pair}"), || start_line(lab, pair))?;
+    }
+    Ok(())
+}
+
+fn start_line(lab: &Lab, pair: Pair) -> Result<Did> {
+    let (role, words) = (wan::role(pair), command::wan_relay(lab, pair));
+    let started = ensure_running(lab, &Start { role: &role, space: None, cgroup: None, words: &words })?;
+    wait_until(SERVER_PATIENCE, "the relay to answer", lab, &role, || {
+        wan::ask(&lab.wan_socket(pair), &wan::Order::Show).is_ok()
+    })?;
+    Ok(did(started))
 }
 
 fn server(lab: &Lab, say: Say) -> Result<()> {
@@ -112,8 +119,9 @@ fn check_machine() -> Result<()> {
 fn folders(lab: &Lab) -> Result<Did> {
     let is_new = Lab::load(&lab.dir)?.is_none();
     lab.save()?;
-    for dir in Site::ALL.map(|site| lab.shared(site)).iter().chain([&lab.run_root()]) {
-        std::fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
+    let shared = lab.datacentres.iter().map(|site| lab.shared(*site));
+    for dir in shared.chain([lab.run_root()]) {
+        std::fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
     }
     Ok(did(is_new))
 }
@@ -122,7 +130,7 @@ fn wait_for_hosts(lab: &Lab) -> Result<Did> {
     let began = Instant::now();
     loop {
         let connected = command::connected_hosts(lab).unwrap_or_default();
-        let missing: Vec<_> = Host::all().map(Host::name).filter(|host| !connected.contains(host)).collect();
+        let missing: Vec<_> = lab.hosts().map(Host::name).filter(|host| !connected.contains(host)).collect();
         if missing.is_empty() {
             return Ok(Did::It);
         }

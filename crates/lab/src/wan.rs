@@ -1,13 +1,17 @@
-//! The slow line between the datacentres: a relay in user space (the kernel of many machines has no netem).
+//! The slow lines between the datacentres, one each two: a relay in user space (the kernel of many machines has no
+//! netem), a process of its own for every line, so that nothing on one line disturbs another.
 //!
-//! Each switch has a tap. A frame is stamped when it arrives, waits its turn at the rate of the line, and is released
+//! Each switch has a tap for each other datacentre. A frame is stamped when it arrives, waits its turn at the rate of the line, and is released
 //! after the delay. So TCP behaves as on a real path: its window grows, its losses hurt, its queue fills.
 
 /// When a frame comes out at the other end, if it does.
 pub mod line;
 /// The process that carries the frames.
 pub mod relay;
+/// Frames as the tap gives and takes them.
+pub mod segment;
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -16,13 +20,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
-/// The tap in each switch namespace.
-pub const DEVICE: &str = "wan0";
+use crate::place::{Pair, Site};
+
 /// The relay answers at once; longer means that it hangs.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// How the line is. Both directions are alike.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
     pub up: bool,
@@ -30,12 +34,20 @@ pub struct Settings {
     pub delay_us: u64,
     /// Up to this much more, evenly distributed; frames keep their order.
     pub jitter_us: u64,
-    /// Of whole Ethernet frames. Absent: as fast as the machine.
+    /// Of each direction, counted in whole Ethernet frames. Absent: as fast as the machine.
     pub rate_bits: Option<u64>,
     /// 0 to 1.
     pub loss: f64,
     /// What waits for its turn at most; more is dropped.
     pub queue_bytes: u64,
+}
+
+impl Settings {
+    /// Nothing is decided by the frame: a line without a rate and without losses may carry many as one.
+    #[must_use]
+    pub fn is_unshaped(&self) -> bool {
+        self.rate_bits.is_none() && self.loss == 0.0
+    }
 }
 
 impl Default for Settings {
@@ -53,7 +65,7 @@ impl Default for Settings {
 }
 
 /// What went over one direction.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counters {
     pub packets: u64,
     pub bytes: u64,
@@ -64,9 +76,30 @@ pub struct Counters {
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct State {
+    /// `a-b`.
+    pub line: String,
     pub settings: Settings,
-    pub a_to_b: Counters,
-    pub b_to_a: Counters,
+    /// By direction: `a_to_b` and `b_to_a`.
+    #[serde(flatten)]
+    pub directions: BTreeMap<String, Counters>,
+}
+
+/// The tap of the line to `other`, in a switch's namespace.
+#[must_use]
+pub fn device(other: Site) -> String {
+    format!("to-{}", other.letter())
+}
+
+/// What the processes that carry a line are marked with.
+#[must_use]
+pub fn role(pair: Pair) -> String {
+    format!("wan-{pair}")
+}
+
+/// What a direction is called.
+#[must_use]
+pub fn direction(from: Site, to: Site) -> String {
+    format!("{}_to_{}", from.letter(), to.letter())
 }
 
 /// One line to the relay; it answers with one line, a [`State`].

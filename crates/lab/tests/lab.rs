@@ -160,7 +160,7 @@ fn the_relay_is_back_at_once_after_its_end_with_the_same_settings() {
     world.expect(&["link", "--delay", "3ms", "--rate", "none"]);
     let relay = || {
         let members = sterna_lab::member::all(&world.lab_dir());
-        members.into_iter().find(|member| member.role == "wan" && !member.is_supervisor())
+        members.into_iter().find(|member| member.role == "wan-a-b" && !member.is_supervisor())
     };
     let first = relay().unwrap();
     first.signal(rustix::process::Signal::KILL);
@@ -169,7 +169,8 @@ fn the_relay_is_back_at_once_after_its_end_with_the_same_settings() {
     let took = killed.elapsed();
     println!("restarted after {took:?}");
     assert!(took < Duration::from_millis(200), "{took:?}");
-    let socket = world.lab().wan_socket();
+    let lab = world.lab();
+    let socket = lab.wan_socket(lab.pair(None).unwrap());
     eventually("it answers", || sterna_lab::wan::ask(&socket, &sterna_lab::wan::Order::Show).is_ok());
     let settings = &world.json(&["link"])["settings"];
     assert_eq!((settings["delay_us"].as_u64(), settings["rate_bits"].as_u64()), (Some(3000), None));
@@ -211,7 +212,7 @@ fn down_removes_a_lab_that_was_killed_in_any_step_of_its_start() {
         // Every second time it is first taken up again.
         if delay_ms % 2 == 0 {
             world.expect(&["up", "--network-only"]);
-            assert!(world.json(&["status"])["link"].is_object());
+            assert!(world.json(&["status"])["lines"]["a-b"].is_object());
         }
         drop(world);
     }
@@ -232,7 +233,7 @@ fn down_finds_processes_whose_starters_were_killed() {
         .env("STERNA_LAB_MEMBER", format!("{}:server", lab.dir.display()))
         .spawn();
     let mut outside = outside.unwrap();
-    sterna_lab::member::supervisor(&lab.dir, "wan").unwrap().signal(rustix::process::Signal::KILL);
+    sterna_lab::member::supervisor(&lab.dir, "wan-a-b").unwrap().signal(rustix::process::Signal::KILL);
     // A mount in its folders, as a storage pool may make one.
     let mount = lab.dir.join("shared-a");
     assert!(Command::new("mount").args(["-t", "tmpfs", "none"]).arg(&mount).status().unwrap().success());

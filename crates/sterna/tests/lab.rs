@@ -237,7 +237,7 @@ fn ten_moves_there_and_back_lose_no_request() -> Result<()> {
         let probes = world.probes(first, guest, true).await?;
         let mut at = first;
         for _ in 0..10 {
-            at = neighbour(at);
+            at = neighbour(world, at);
             world.user.move_to(vm.name(), &name(&at.name()), DOWNTIME).await?;
         }
         let seen = tokio::task::spawn_blocking(move || probes.finish()).await??;
@@ -282,7 +282,7 @@ async fn in_phase(world: &World, migration: &sterna_model::meta::Name, phase: &s
 fn a_move_that_is_cancelled_while_it_copies_leaves_the_guest_where_it_is() -> Result<()> {
     lab_world::run(&PLOT, async |world| {
         let (vm, host) = serving(world, SHARED).await?;
-        let (to, boot) = (neighbour(host), boot_of(world, &vm, host).await?);
+        let (to, boot) = (neighbour(world, host), boot_of(world, &vm, host).await?);
         let probes = world.probes(host, user::address(&vm)?, true).await?;
         // Nothing is sent before the target stands still, and then nothing arrives: it copies until it is cancelled.
         let agent = world.find(Process::Agent(host))?;
@@ -315,7 +315,7 @@ fn a_move_that_is_cancelled_while_it_copies_leaves_the_guest_where_it_is() -> Re
 fn a_move_cannot_be_cancelled_once_the_guest_was_handed_over() -> Result<()> {
     lab_world::run(&PLOT, async |world| {
         let (vm, host) = serving(world, SHARED).await?;
-        let to = neighbour(host);
+        let to = neighbour(world, host);
         // The source sends only when the target's agent stands still, which then cannot continue the guest.
         let (source, agent) = (world.find(Process::Agent(host))?, world.find(Process::Agent(to))?);
         source.signal(Signal::STOP);
@@ -341,7 +341,7 @@ fn a_move_cannot_be_cancelled_once_the_guest_was_handed_over() -> Result<()> {
 fn a_host_that_lacks_the_pool_is_refused_with_the_reason() -> Result<()> {
     lab_world::run(&PLOT, async |world| {
         let (vm, host) = serving(world, SHARED).await?;
-        let far = Host::all().find(|other| other.site != host.site).unwrap();
+        let far = world.lab.hosts().find(|other| other.site != host.site).unwrap();
         let pool = format!("shared-{}", host.site.letter());
         let order = Move { to: Some(name(&far.name())), ..Move::default() };
         let refused = world.user.client.vms().migrate(vm.name(), &order).await;
@@ -368,7 +368,7 @@ fn a_drained_host_is_empty_and_takes_vms_again_when_told() -> Result<()> {
         let two = running_on(world, "two", host).await?;
         let boot = boot_of(world, &one, host).await?;
         let drained = ok(world, &format!("host drain {}", host.name()))?;
-        let to = neighbour(host);
+        let to = neighbour(world, host);
         for vm in [&one, &two] {
             let now = until_state(world, vm.name().as_str(), VmState::Running).await?;
             ensure!(user::owner(&now)?.as_str() == to.name(), "{}", drained.talk);

@@ -51,7 +51,9 @@ async fn spawn_times(world: &World, image: &Name, starts: usize) -> Result<Vec<f
             Some(vm) => vm.meta.uid,
             None => vms.get(&name).await?.meta.uid,
         };
-        let records: Vec<_> = Host::all()
+        let records: Vec<_> = world
+            .lab
+            .hosts()
             .map(|host| world.lab.run_dir(host).join("vm").join(uid.to_string()).join("run.json"))
             .collect();
         while !records.iter().any(|record| record.exists()) {

@@ -131,11 +131,14 @@ async fn rested(world: &World, name: &Name) -> Result<Vm> {
 async fn case(world: &World, name: &Name, moment: Moment, victim: Victim) -> Result<Done> {
     let vm = rested(world, name).await?;
     let source = world.host_of(user::owner(&vm)?)?;
-    let target =
-        Host::all().find(|host| host.site == source.site && *host != source).context("no other host")?;
+    let target = world
+        .lab
+        .hosts()
+        .find(|host| host.site == source.site && *host != source)
+        .context("no other host")?;
     let guest = user::address(&vm)?;
     // Neither host of the move: its own agent is never touched.
-    let watcher = Host::all().find(|host| host.site != source.site).context("no third host")?;
+    let watcher = world.lab.hosts().find(|host| host.site != source.site).context("no third host")?;
     world.guest_answers(watcher, guest).await?;
     let probes = world.probes(watcher, guest, false).await?;
     let held = hold(world, &vm, (source, target), moment).await?;

@@ -101,8 +101,11 @@ impl<'a> Pair<'a> {
         let stopped = user.client.vms().stop(twin.name(), true).await?;
         user.done(&stopped).await?;
         let from = world.host_of(user::owner(&twin)?)?;
-        let other =
-            Host::all().find(|host| host.site == from.site && *host != from).context("no second host")?;
+        let other = world
+            .lab
+            .hosts()
+            .find(|host| host.site == from.site && *host != from)
+            .context("no second host")?;
         let network = user.client.networks().get(&Name::new("default")?).await?;
         let vni = network.decision.context("the network has no identifier")?.vni;
         let place = |host: Host| Place {
@@ -168,7 +171,12 @@ impl<'a> Pair<'a> {
         let user = &self.world.user;
         let now = user.client.vms().get(self.vm.name()).await?;
         let at = self.world.host_of(user::owner(&now)?)?;
-        let to = Host::all().find(|host| host.site == at.site && *host != at).context("no other host")?;
+        let to = self
+            .world
+            .lab
+            .hosts()
+            .find(|host| host.site == at.site && *host != at)
+            .context("no other host")?;
         let probes = self.world.probes(self.from, user::address(&self.vm)?, false).await?;
         let began = Instant::now();
         let moved = user.move_to(self.vm.name(), &Name::new(&to.name())?, DOWNTIME).await?;
@@ -246,7 +254,8 @@ async fn back_and_forth(world: &World, table: &mut Table, vm: &Vm, size: Size) -
     for number in 0..size.moves {
         let now = world.user.client.vms().get(vm.name()).await?;
         let at = world.host_of(user::owner(&now)?)?;
-        let to = Host::all().find(|host| host.site == at.site && *host != at).context("no other host")?;
+        let to =
+            world.lab.hosts().find(|host| host.site == at.site && *host != at).context("no other host")?;
         let target = Name::new(&to.name())?;
         let probes = world.probes(from, guest, true).await?;
         let compares = number % every == 0 && compared < size.compared;

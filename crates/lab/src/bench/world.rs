@@ -43,9 +43,7 @@ impl World {
     }
 
     pub fn host_of(&self, name: &Name) -> Result<Host> {
-        Host::all()
-            .find(|host| host.name() == name.as_str())
-            .with_context(|| format!("host {name} is not in the lab"))
+        self.lab.host(name.as_str()).with_context(|| format!("host {name} is not in the lab"))
     }
 
     /// Asks a guest's workload something, from a host's namespace.
@@ -117,7 +115,7 @@ impl World {
     #[must_use]
     pub fn copies(&self, vm: &Vm) -> usize {
         let is_of_lab = |member: &Member| {
-            Host::all().any(|host| member.line.contains(&self.lab.run_dir(host).display().to_string()))
+            self.lab.hosts().any(|host| member.line.contains(&self.lab.run_dir(host).display().to_string()))
         };
         let all = member::naming(&vm.meta.uid.to_string());
         all.iter().filter(|member| is_qemu(member) && is_of_lab(member)).count()

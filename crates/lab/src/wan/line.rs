@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::segment::Load;
 use super::{Counters, Settings};
 
 /// Randomness from outside: numbers evenly distributed over 0 to 1.
@@ -21,35 +22,46 @@ impl Line {
         Self { free_at: now, last_out: now, counters: Counters::default() }
     }
 
-    /// When a frame of `length` bytes that arrives now comes out; `None`: it is lost.
-    pub fn admit(&mut self, settings: &Settings, now: Instant, length: usize, dice: Dice) -> Option<Instant> {
+    /// When what arrives now comes out; `None`: it is lost.
+    pub fn admit(&mut self, settings: &Settings, now: Instant, load: Load, dice: Dice) -> Option<Instant> {
         if !settings.up {
-            self.counters.dropped_down += 1;
+            self.counters.dropped_down += load.packets;
             return None;
         }
         let begins = self.free_at.max(now);
-        let waiting = settings.rate_bits.map_or(0.0, |rate| (begins - now).as_secs_f64() * rate as f64 / 8.0);
-        if waiting + length as f64 > settings.queue_bytes as f64 {
-            self.counters.dropped_queue += 1;
+        if settings.rate_bits.is_some_and(|rate| !fits(begins - now, rate, settings.queue_bytes, load)) {
+            self.counters.dropped_queue += load.packets;
             return None;
         }
-        self.free_at = begins + settings.rate_bits.map_or(Duration::ZERO, |rate| time_for(length, rate));
+        self.free_at = begins + settings.rate_bits.map_or(Duration::ZERO, |rate| time_for(load.bytes, rate));
         // A frame that is lost on its way was sent: it took its time on the line.
         if settings.loss > 0.0 && dice() < settings.loss {
-            self.counters.dropped_loss += 1;
+            self.counters.dropped_loss += load.packets;
             return None;
         }
         let jitter = if settings.jitter_us > 0 { dice() * settings.jitter_us as f64 } else { 0.0 };
         let delay = Duration::from_micros(settings.delay_us + jitter as u64);
         self.last_out = self.last_out.max(self.free_at + delay);
-        self.counters.packets += 1;
-        self.counters.bytes += length as u64;
+        self.counters.packets += load.packets;
+        self.counters.bytes += load.bytes;
         Some(self.last_out)
+    }
+
+    /// What was admitted did not come out all the same.
+    pub fn take_back(&mut self, load: Load) {
+        self.counters.packets -= load.packets;
+        self.counters.bytes -= load.bytes;
+        self.counters.dropped_down += load.packets;
     }
 }
 
-fn time_for(length: usize, rate_bits: u64) -> Duration {
-    Duration::from_secs_f64(length as f64 * 8.0 / rate_bits.max(1) as f64)
+/// Whether the queue has room behind what takes it `busy` to send.
+fn fits(busy: Duration, rate_bits: u64, queue_bytes: u64, load: Load) -> bool {
+    busy.as_secs_f64() * rate_bits as f64 / 8.0 + load.bytes as f64 <= queue_bytes as f64
+}
+
+fn time_for(bytes: u64, rate_bits: u64) -> Duration {
+    Duration::from_secs_f64(bytes as f64 * 8.0 / rate_bits.max(1) as f64)
 }
 
 #[cfg(test)]
@@ -64,7 +76,8 @@ mod tests {
     fn burst(settings: &Settings, count: usize, dice: Dice) -> (Line, Vec<Option<u128>>) {
         let now = Instant::now();
         let mut line = Line::new(now);
-        let out = (0..count).map(|_| line.admit(settings, now, 1000, dice).map(|at| (at - now).as_millis()));
+        let frame = Load { packets: 1, bytes: 1000 };
+        let out = (0..count).map(|_| line.admit(settings, now, frame, dice).map(|at| (at - now).as_millis()));
         let out = out.collect();
         (line, out)
     }

@@ -1,5 +1,7 @@
 //! A lab of its own for a test: another name, net and folder. Gone when dropped, also after a panic.
 
+#![allow(dead_code)] // Not every file of tests needs all of it.
+
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Command, Output};
@@ -24,8 +26,12 @@ impl World {
     }
 
     pub fn up(letter: char, second: u8) -> Self {
+        Self::up_with(letter, second, &[])
+    }
+
+    pub fn up_with(letter: char, second: u8, args: &[&str]) -> Self {
         let world = Self::new(letter, second);
-        world.expect(&["up", "--network-only"]);
+        world.expect(&[&["up", "--network-only"], args].concat());
         world
     }
 
@@ -142,7 +148,8 @@ impl Drop for World {
 }
 
 pub fn host(name: &str) -> Host {
-    Host::all().find(|host| host.name() == name).unwrap()
+    let number = name[1..].parse().unwrap();
+    Host { site: name[..1].parse().unwrap(), number }
 }
 
 /// Polls until `condition` holds; fails after 10 s.

@@ -165,7 +165,7 @@ async fn tidy(world: &World, keeps: &str) -> Result<()> {
         member.signal(Signal::CONT);
     }
     until(PATIENCE, "the server to answer", async || Ok(world.user.client.health().await.is_ok())).await?;
-    for host in Host::all() {
+    for host in world.lab.hosts() {
         world.user.client.hosts().undrain(&name(&host.name())).await?;
     }
     let vms = world.user.client.vms();
@@ -182,7 +182,7 @@ async fn tidy(world: &World, keeps: &str) -> Result<()> {
             hosts.iter().filter(|host| host.status.as_ref().is_some_and(|status| status.state == "ready"));
         let volumes = world.user.client.volumes().list(&Filter::default()).await?;
         let is_of_others = |volume: &Name| !volume.as_str().starts_with(&format!("{keeps}-"));
-        Ok(ready.count() == Host::all().count()
+        Ok(ready.count() == world.lab.hosts().count()
             && others().await?.is_empty()
             && !volumes.iter().any(|volume| is_of_others(volume.name())))
     })
@@ -195,7 +195,7 @@ async fn tell(world: &World) {
         let ran = sterna(world, line);
         println!("$ sterna {line}\n{}{}", ran.data, ran.talk);
     }
-    for role in ["server".to_owned()].into_iter().chain(Host::all().map(Host::name)) {
+    for role in ["server".to_owned()].into_iter().chain(world.lab.hosts().map(Host::name)) {
         let ran = ran(Command::new("tail").args(["-n", "15"]).arg(world.lab.log(&role)));
         println!("--- log of {role}\n{}", ran.data);
     }
@@ -232,8 +232,12 @@ pub async fn running_on(world: &World, vm: &str, host: Host) -> Result<Vm> {
 }
 
 /// The other host of the same datacentre.
-pub fn neighbour(host: Host) -> Host {
-    Host::all().find(|other| other.site == host.site && *other != host).expect("a datacentre has two hosts")
+pub fn neighbour(world: &World, host: Host) -> Host {
+    world
+        .lab
+        .hosts()
+        .find(|other| other.site == host.site && *other != host)
+        .expect("a datacentre has two hosts")
 }
 
 pub async fn get(world: &World, vm: &str) -> Result<Vm> {
