@@ -17,8 +17,9 @@ pub mod level;
 /// What both sides know of the guest's memory.
 pub mod memory;
 
+pub(crate) mod squeeze;
+
 mod delta;
-mod squeeze;
 mod store;
 mod table;
 mod token;

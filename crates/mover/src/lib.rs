@@ -18,3 +18,5 @@ pub mod link;
 pub mod session;
 /// What a migration stream looks like: a hint, never a condition.
 pub mod stream;
+/// A guest's disks, on their way beside its memory.
+pub mod volume;

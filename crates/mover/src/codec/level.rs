@@ -1,11 +1,14 @@
 //! How hard to squeeze: as hard as the line is slow.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub const LEVEL_MIN: i32 = -1;
 pub const LEVEL_MAX: i32 = 6;
 /// Where a stream begins: on memory, level 3 saves 1.5 % more for twice the work.
 pub const LEVEL_START: i32 = 1;
+
+/// How often another level may be chosen.
+const EVERY: Duration = Duration::from_millis(500);
 
 /// What the last batches saw.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +45,35 @@ pub fn choose(level: i32, load: Load) -> i32 {
         0
     };
     (level + step).clamp(LEVEL_MIN, LEVEL_MAX)
+}
+
+/// What a pump spends its time on, and the level that follows from it.
+pub(crate) struct Meter {
+    since: Instant,
+    pub(crate) load: Load,
+    level: i32,
+}
+
+impl Meter {
+    pub(crate) fn new() -> Self {
+        let load = Load { busy: Duration::ZERO, blocked: Duration::ZERO, idle: Duration::ZERO };
+        Self { since: Instant::now(), load, level: LEVEL_START }
+    }
+
+    pub(crate) fn level(&self) -> i32 {
+        self.level
+    }
+
+    /// A level that differs from the one before.
+    pub(crate) fn next_level(&mut self) -> Option<i32> {
+        if self.since.elapsed() < EVERY {
+            return None;
+        }
+        let chosen = choose(self.level, self.load);
+        let changed = (chosen != self.level).then_some(chosen);
+        *self = Self { level: chosen, ..Self::new() };
+        changed
+    }
 }
 
 #[cfg(test)]

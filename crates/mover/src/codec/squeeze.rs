@@ -8,18 +8,18 @@ use zstd::stream::raw::{CParameter, DParameter, InBuffer, Operation, OutBuffer};
 const WINDOW_LOG: u32 = 23;
 const CHUNK: usize = 64 << 10;
 
-pub(super) struct Squeezer {
+pub(crate) struct Squeezer {
     level: i32,
     stream: zstd::stream::raw::Encoder<'static>,
 }
 
 impl Squeezer {
-    pub(super) fn new(level: i32) -> io::Result<Self> {
+    pub(crate) fn new(level: i32) -> io::Result<Self> {
         Ok(Self { level, stream: stream(level)? })
     }
 
     /// Packs a batch, all of it. Another level begins with an empty window.
-    pub(super) fn pack(&mut self, plain: &[u8], level: i32) -> io::Result<Vec<u8>> {
+    pub(crate) fn pack(&mut self, plain: &[u8], level: i32) -> io::Result<Vec<u8>> {
         let mut out = Vec::with_capacity(plain.len() / 2 + CHUNK);
         if level != self.level {
             drive(&mut out, |buffer| self.stream.finish(buffer, true))?;
@@ -62,19 +62,19 @@ fn drive(
     }
 }
 
-pub(super) struct Expander {
+pub(crate) struct Expander {
     stream: zstd::stream::raw::Decoder<'static>,
 }
 
 impl Expander {
-    pub(super) fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         let mut stream = zstd::stream::raw::Decoder::new()?;
         stream.set_parameter(DParameter::WindowLogMax(WINDOW_LOG))?;
         Ok(Self { stream })
     }
 
     /// Unpacks a batch that says it has `length` bytes; never more than those.
-    pub(super) fn unpack(&mut self, packed: &[u8], length: usize) -> io::Result<Vec<u8>> {
+    pub(crate) fn unpack(&mut self, packed: &[u8], length: usize) -> io::Result<Vec<u8>> {
         let mut out: Vec<u8> = Vec::with_capacity(length + 1);
         let mut input = InBuffer::around(packed);
         loop {

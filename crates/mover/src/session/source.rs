@@ -12,10 +12,11 @@ use super::message::Message;
 use super::return_path::ReturnPath;
 use super::{Error, Left, Outcome, Progress, Refused, Shared, take_leave};
 use crate::codec::encoder::Held;
+use crate::codec::level::Meter;
 use crate::codec::{Encoder, Keeper, Settings};
 use crate::frame::Kind;
 use crate::link::Link;
-use pump::{Meter, Pump};
+use pump::Pump;
 
 /// What the caller must know, in order.
 #[derive(Debug)]

@@ -9,7 +9,7 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use super::SourceEvent;
 use crate::codec::encoder::Held;
-use crate::codec::level::{self, Load};
+use crate::codec::level::Meter;
 use crate::codec::{Batch, Encoder};
 use crate::frame::Kind;
 use crate::link::Sender;
@@ -24,7 +24,6 @@ const PAUSE: Duration = Duration::from_millis(4);
 const LONG_PAUSE: Duration = Duration::from_millis(300);
 /// A stream whose end cannot be recognised is taken to have ended. Longer than any pause of QEMU's rate limit.
 const SILENCE: Duration = Duration::from_millis(1500);
-const LEVEL_EVERY: Duration = Duration::from_millis(500);
 
 /// From QEMU's socket to the link.
 pub(super) struct Pump<'a> {
@@ -115,7 +114,7 @@ impl Pump<'_> {
         if let Some(level) = self.meter.next_level() {
             self.encoder.set_level(level);
         }
-        self.progress.send_replace(Progress { counters: self.encoder.counters(), level: self.meter.level });
+        self.progress.send_replace(Progress { counters: self.encoder.counters(), level: self.meter.level() });
         Ok(())
     }
 
@@ -131,7 +130,7 @@ impl Pump<'_> {
         let end = End { hash: held.hash, length: held.length };
         let granted: Bytes = message::grant(end, &last.payload);
         self.sender.send(Kind::Grant, granted).await?;
-        self.progress.send_replace(Progress { counters: self.encoder.counters(), level: self.meter.level });
+        self.progress.send_replace(Progress { counters: self.encoder.counters(), level: self.meter.level() });
         let mut more = [0];
         let read = tokio::select! {
             biased;
@@ -142,30 +141,5 @@ impl Pump<'_> {
             0 => Err(Error::QemuClosed),
             _ => Err(Error::MoreAfterGrant),
         }
-    }
-}
-
-/// What the pump spends its time on, and the level that follows from it.
-pub(super) struct Meter {
-    since: Instant,
-    load: Load,
-    level: i32,
-}
-
-impl Meter {
-    pub(super) fn new() -> Self {
-        let load = Load { busy: Duration::ZERO, blocked: Duration::ZERO, idle: Duration::ZERO };
-        Self { since: Instant::now(), load, level: level::LEVEL_START }
-    }
-
-    /// A level that differs from the one before.
-    fn next_level(&mut self) -> Option<i32> {
-        if self.since.elapsed() < LEVEL_EVERY {
-            return None;
-        }
-        let chosen = level::choose(self.level, self.load);
-        let changed = (chosen != self.level).then_some(chosen);
-        *self = Self { level: chosen, ..Self::new() };
-        changed
     }
 }
