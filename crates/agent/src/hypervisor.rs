@@ -11,7 +11,7 @@ use sterna_base::units::{Bytes, Span};
 use sterna_model::forecast::LoadSample;
 use sterna_model::meta::Name;
 use sterna_model::migration::Progress;
-use sterna_wire::assignment::Machine;
+use sterna_wire::assignment::{Carry, Machine};
 use sterna_wire::shim::ExitRecord;
 use tokio::sync::mpsc;
 use uuid::Uuid;
@@ -102,6 +102,9 @@ pub enum Transfer {
     None,
     /// Also every state that we have no word for.
     Going,
+    /// Source: the guest stands still, and everything but the end of its stream was sent. It will neither complete nor
+    /// be resumed by QEMU until it is granted or cancelled.
+    Held,
     Completed,
     Failed {
         why: String,
@@ -115,6 +118,8 @@ pub enum Happened {
     Resumed,
     /// The transfer completed on this side.
     TransferCompleted,
+    /// Everything but the end was sent.
+    TransferHeld,
     /// Something else changed: ask.
     Changed,
     /// The connection to the copy is gone: look what became of it.
@@ -201,7 +206,11 @@ pub trait Guest: Clone + Send + Sync + 'static {
     fn reset(&self) -> impl Future<Output = Result<(), GuestError>> + Send;
 
     /// Target: listens, once in the life of a copy; asked again, answers the same address.
-    fn listen(&self, at: IpAddr) -> impl Future<Output = Result<SocketAddr, GuestError>> + Send;
+    fn listen(
+        &self,
+        at: IpAddr,
+        carry: Option<&Carry>,
+    ) -> impl Future<Output = Result<SocketAddr, GuestError>> + Send;
 
     /// Target, after completion: takes the image locks while still paused.
     fn activate_disks(&self) -> impl Future<Output = Result<(), GuestError>> + Send;
@@ -210,7 +219,21 @@ pub trait Guest: Clone + Send + Sync + 'static {
     fn announce(&self) -> impl Future<Output = Result<(), GuestError>> + Send;
 
     /// Source: starts to send; answers at once.
-    fn send(&self, to: SocketAddr, limits: Limits) -> impl Future<Output = Result<(), GuestError>> + Send;
+    fn send(
+        &self,
+        to: SocketAddr,
+        carry: Option<&Carry>,
+        limits: Limits,
+    ) -> impl Future<Output = Result<(), GuestError>> + Send;
+
+    /// Source, held: from now on nothing but [`Guest::take_back`] lets this copy run, also not the end of this agent.
+    fn freeze(&self) -> impl Future<Output = Result<(), GuestError>> + Send;
+
+    /// Source, frozen: lets the end of the stream go.
+    fn grant(&self) -> impl Future<Output = Result<(), GuestError>> + Send;
+
+    /// Source, after its memory was handed over: the guest runs here again. Only for the owner of the VM.
+    fn take_back(&self) -> impl Future<Output = Result<(), GuestError>> + Send;
 
     /// Source: other limits for a transfer that is under way.
     fn limit(&self, limits: Limits) -> impl Future<Output = Result<(), GuestError>> + Send;

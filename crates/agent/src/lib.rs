@@ -8,6 +8,8 @@
 //!
 //! An agent may crash or be replaced at any time with no effect on the guests: each lives under its own shim.
 
+/// Carries guests to and from other hosts through the mover.
+pub mod carrier;
 /// `sterna host check`: can this machine be a host?
 pub mod check;
 /// `agent.toml`.

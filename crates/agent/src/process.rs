@@ -55,6 +55,12 @@ fn fields_of(stat: &str) -> Vec<&str> {
     stat.rsplit_once(')').map(|(_, rest)| rest.split_whitespace().collect()).unwrap_or_default()
 }
 
+/// Stopped by a signal: it does nothing, and answers nothing, until it is continued.
+pub fn is_stopped(pid: u32) -> io::Result<bool> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    Ok(fields_of(&stat).first() == Some(&"T"))
+}
+
 /// CPU time used so far, and bytes in memory.
 pub fn usage(pid: u32) -> io::Result<(Duration, u64)> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;

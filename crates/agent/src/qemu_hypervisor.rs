@@ -23,6 +23,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 use uuid::Uuid;
 
+use crate::carrier::Carriers;
 use crate::hypervisor::{Blueprint, Happenings, Hypervisor, Look, SpawnFailed};
 pub use guest::QemuGuest;
 
@@ -60,12 +61,13 @@ pub struct Settings {
 
 pub struct QemuHypervisor {
     settings: Settings,
+    carriers: Carriers,
 }
 
 impl QemuHypervisor {
     #[must_use]
-    pub fn new(settings: Settings) -> Self {
-        Self { settings }
+    pub fn new(settings: Settings, carriers: Carriers) -> Self {
+        Self { settings, carriers }
     }
 
     fn directory(&self, uid: Uuid) -> PathBuf {
@@ -165,11 +167,12 @@ impl Hypervisor for QemuHypervisor {
     type Guest = QemuGuest;
 
     async fn look(&self, uid: Uuid) -> Look<QemuGuest> {
-        look::look(&self.settings.run_dir, uid).await
+        look::look(&self.settings.run_dir, uid, &self.carriers).await
     }
 
     async fn spawn(&self, blueprint: Blueprint) -> Result<(QemuGuest, Happenings), SpawnFailed> {
         let uid = blueprint.uid;
+        self.carriers.forget(uid);
         let launch = self.write_launch(&blueprint)?;
         let failed = match self.run_shim(&launch, &self.directory(uid)).await {
             Ok(()) => match self.look(uid).await {
@@ -185,6 +188,7 @@ impl Hypervisor for QemuHypervisor {
 
     async fn kill(&self, uid: Uuid, guest: Option<QemuGuest>) {
         let directory = self.directory(uid);
+        self.carriers.finish(uid);
         if let Some(guest) = &guest {
             // Its answer may not come: the shim ends with it.
             let _ = guest.kill().await;

@@ -18,6 +18,7 @@ use sterna_wire::up::Up;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::carrier::{self, Carriers};
 use crate::config::Config;
 use crate::console::Consoles;
 use crate::converge::{self, Converger, FromServer, Pools};
@@ -73,7 +74,7 @@ async fn start(config: &Config, shim: Vec<OsString>, scope: &Scope) -> anyhow::R
     let files = Files::open(&config.data_dir, &config.run_dir).context("open the records")?;
     files.prune(SystemTime::now()).context("clean the records")?;
     let ports = Arc::new(Ports {
-        hypervisor: QemuHypervisor::new(settings(config, &probed, qemu, shim)),
+        hypervisor: QemuHypervisor::new(settings(config, &probed, qemu, shim), carriers(config, scope)?),
         resources: MachineResources {
             storage: storage.clone(),
             networks: Arc::clone(&networks),
@@ -146,6 +147,19 @@ async fn storage(config: &Config, identity: &Identity) -> anyhow::Result<Storage
         former_kept: config.former_kept.0,
     };
     Ok(Storage::new(settings, Arc::new(FromServer(identity.clone()))))
+}
+
+fn carriers(config: &Config, scope: &Scope) -> anyhow::Result<Carriers> {
+    let settings = carrier::Settings {
+        certificate: config.certificate(),
+        key: config.key(),
+        ca: config.ca(),
+        data_dir: config.data_dir.clone(),
+        run_as_uid: config.run_as_uid,
+        run_as_gid: config.run_as_gid,
+        checkpoints_kept: config.former_kept.0,
+    };
+    Carriers::open(settings, scope.clone()).context("open the checkpoints")
 }
 
 fn settings(config: &Config, probed: &Probed, qemu: std::path::PathBuf, shim: Vec<OsString>) -> Settings {

@@ -62,6 +62,8 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// Events tell of each change at once; this only catches what they missed.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 const LOOK_EVERY_MIGRATING: Duration = Duration::from_secs(1);
+/// For the end of a stream that was let go. Nothing has run here yet: giving up costs a pause, and no guest.
+const LOAD_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Where reports go.
 pub trait Reports: Send + Sync + 'static {
@@ -121,6 +123,8 @@ struct Timers {
     ran: Option<Instant>,
     /// Nothing is tried before this.
     not_before: Option<Instant>,
+    /// Since when an arriving guest is this host's.
+    owned: Option<Instant>,
     looked: Instant,
 }
 
@@ -151,7 +155,8 @@ pub struct Vm<H: Hypervisor, R: Resources> {
 impl<H: Hypervisor, R: Resources> Vm<H, R> {
     pub fn new(name: Name, uid: Uuid, ports: Arc<Ports<H, R>>, order: watch::Receiver<Order>) -> Self {
         let now = Instant::now();
-        let timers = Timers { asked: None, pressed: None, ran: None, not_before: None, looked: now };
+        let timers =
+            Timers { asked: None, pressed: None, ran: None, not_before: None, owned: None, looked: now };
         Self {
             name,
             uid,
@@ -210,6 +215,7 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
                 view.transfer = Transfer::Completed;
                 self.is_stale = true;
             }
+            (Happened::TransferHeld, Body::Alive(view)) if !is_busy => view.transfer = Transfer::Held,
             (Happened::Resumed, Body::Alive(view)) if !is_busy => view.run = Run::Running,
             _ => self.is_stale = true,
         }
@@ -224,7 +230,7 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
 
     fn look_every(&self) -> Duration {
         match &self.body {
-            Body::Alive(View { transfer: Transfer::Going, .. }) => LOOK_EVERY_MIGRATING,
+            Body::Alive(View { transfer: Transfer::Going | Transfer::Held, .. }) => LOOK_EVERY_MIGRATING,
             _ => LOOK_EVERY,
         }
     }
@@ -239,6 +245,7 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
             at_latest(asked + self.shutdown_timeout());
             at_latest(pressed + PRESS_EVERY);
         }
+        self.timers.owned.into_iter().for_each(|owned| at_latest(owned + LOAD_PATIENCE));
         if matches!(&self.body, Body::Alive(View { run: Run::Paused(Pause::IoError), .. })) {
             self.timers.ran.into_iter().for_each(|ran| at_latest(ran + RETRY_IO_EVERY));
         }
@@ -264,12 +271,14 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
             retry_io: is_over(self.timers.ran, RETRY_IO_EVERY),
             is_stalled: self.sender.as_ref().is_some_and(migrate::Watcher::is_stalled),
             is_cancelling: self.is_cancelling,
+            is_overdue: self.timers.owned.is_some_and(|since| since.elapsed() >= LOAD_PATIENCE),
         }
     }
 
     /// Decides and begins the next step, unless a job is under way.
     fn begin_next(&mut self) {
         let order = self.order.borrow_and_update().clone();
+        self.mind_the_arrival(&order);
         if self.job.is_some() || self.timers.not_before.is_some_and(|at| at > Instant::now()) {
             return;
         }
@@ -291,6 +300,15 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
         tracing::debug!(vm = %self.name, ?step, "vm step");
         self.note_time(&step);
         self.begin(step.clone(), |work| work.perform(step, order));
+    }
+
+    fn mind_the_arrival(&mut self, order: &Order) {
+        let is_incoming =
+            self.notes.as_ref().is_some_and(|notes| matches!(notes.title, record::Title::Incoming(_)));
+        match order.owner() {
+            Some(_) if is_incoming => drop(self.timers.owned.get_or_insert_with(Instant::now)),
+            _ => self.timers.owned = None,
+        }
     }
 
     fn decide(&self, order: &Order) -> Step {
@@ -387,8 +405,7 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
             (Some(report), Some(guest), None) => {
                 let (migration, reports) = (report.migration.clone(), Arc::clone(&self.ports.reports));
                 let outgoing = self.order.borrow().owner().and_then(|owner| owner.outgoing.clone());
-                let max_downtime = outgoing.map(|outgoing| outgoing.max_downtime);
-                self.sender = Some(migrate::Watcher::start(migration, guest.clone(), reports, max_downtime));
+                self.sender = Some(migrate::Watcher::start(migration, guest.clone(), reports, outgoing));
             }
             (None, _, Some(_)) | (_, None, Some(_)) => self.sender = None,
             _ => {}

@@ -33,11 +33,12 @@ struct Pair {
 fn incoming(host: &Host, epoch: u64, migration: &str) -> VmAssignment {
     let listen = "127.0.0.1".parse().unwrap();
     let machine = Box::new(host.machine());
-    order(UID, epoch, Role::Incoming { migration: name(migration), machine, listen })
+    order(UID, epoch, Role::Incoming { migration: name(migration), machine, listen, carry: None })
 }
 
 fn sends(host: &Host, epoch: u64, to: SocketAddr, cancel: bool) -> VmAssignment {
-    let outgoing = Outgoing { migration: name("m"), to, max_downtime: Span::from_millis(300), cancel };
+    let outgoing =
+        Outgoing { migration: name("m"), to, carry: None, max_downtime: Span::from_millis(300), cancel };
     owns(UID, epoch, Owner { outgoing: Some(outgoing), ..host.owner() })
 }
 
@@ -239,7 +240,13 @@ async fn a_transfer_is_cancelled_and_a_dead_target_is_noticed() {
     pair.writes().await;
     drop(hole);
     // Nobody listens any more.
-    let outgoing = Outgoing { migration: name("n"), to, max_downtime: Span::from_millis(300), cancel: false };
+    let outgoing = Outgoing {
+        migration: name("n"),
+        to,
+        carry: None,
+        max_downtime: Span::from_millis(300),
+        cancel: false,
+    };
     a.order(vec![owns(UID, 3, Owner { outgoing: Some(outgoing), power: Power::Running, ..a.owner() })]);
     eventually("kept again", || {
         let report = a.report(UID).and_then(|report| report.migration);

@@ -1,4 +1,4 @@
-//! Moving a running VM: the one transition table, shared storage, direct path.
+//! Moving a running VM: the one transition table, for every way to move.
 //!
 //! ```text
 //!  Pending ─► Preparing ─► Copying ─► Resuming ─► Finishing ─► Succeeded
@@ -10,6 +10,9 @@
 //! The source owns the VM up to and including `Copying`: QEMU may resume it by itself after any failure, so ownership
 //! must not move earlier. "Released" is the source agent's durable word that its copy completed and will not run; only
 //! then may a transaction make the target the owner. Nobody continues a guest without owning the VM.
+//!
+//! Through the mover the same words stand for: the source copy is frozen, and the end of its stream was let go after it
+//! was recorded that it will not run. The target has yet to load that end, while the owner changes.
 
 use serde::{Deserialize, Serialize};
 use sterna_base::clock::Timestamp;
@@ -18,6 +21,7 @@ use utoipa::ToSchema;
 
 use crate::forecast::Forecast;
 use crate::meta::Name;
+use crate::volume::Location;
 
 /// What was asked for. Written by the API (or by a drain).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -60,6 +64,11 @@ pub struct MigrationDecision {
     pub source: Option<Name>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<Name>,
+    #[serde(default)]
+    pub via: Via,
+    /// Volumes that go with it, because the target cannot open them where they are.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<VolumeMove>,
     /// How it moves and why this way.
     pub method: String,
     #[schema(value_type = String, format = DateTime)]
@@ -70,6 +79,25 @@ pub struct MigrationDecision {
     /// What was measured; set at the end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcome: Option<Outcome>,
+}
+
+/// Who carries the memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Via {
+    /// One QEMU to the other.
+    #[default]
+    Direct,
+    /// A page-aware pair of processes between them.
+    Mover,
+}
+
+/// A volume that moves with its VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VolumeMove {
+    pub volume: Name,
+    pub from: Location,
+    pub to: Location,
 }
 
 /// Where a migration stands. The variants carry what a new leader needs to go on.
@@ -302,92 +330,5 @@ pub struct Progress {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn every_phase() -> Vec<Phase> {
-        vec![
-            Phase::Pending,
-            Phase::Preparing,
-            Phase::Copying { listen: "h:1".into() },
-            Phase::Resuming { epoch: 2 },
-            Phase::Returning { epoch: 3, why: "x".into() },
-            Phase::Finishing { epoch: 2 },
-            Phase::Undoing { why: "x".into(), cancelled: false },
-            Phase::Succeeded,
-            Phase::Failed { why: "x".into() },
-            Phase::Cancelled,
-        ]
-    }
-
-    #[test]
-    fn a_move_that_meets_no_trouble_goes_straight_through() {
-        let events = [
-            Event::Admitted,
-            Event::TargetListens { at: "h:1".into() },
-            Event::SourceReleased { next_epoch: 2 },
-            Event::TargetRuns,
-            Event::SourceGone,
-        ];
-        let end = events.into_iter().try_fold(Phase::Pending, Phase::on);
-        assert_eq!(end, Ok(Phase::Succeeded));
-    }
-
-    #[test]
-    fn cancel_is_refused_once_the_source_let_go() {
-        for phase in every_phase() {
-            let may = matches!(
-                phase,
-                Phase::Pending | Phase::Preparing | Phase::Copying { .. } | Phase::Undoing { .. }
-            );
-            assert_eq!(phase.may_cancel(), may, "{phase:?}");
-        }
-    }
-
-    #[test]
-    fn ownership_moves_only_on_the_sources_word() {
-        for phase in every_phase() {
-            let moved = phase.clone().on(Event::SourceReleased { next_epoch: 9 });
-            let legal = matches!(phase, Phase::Copying { .. });
-            assert_eq!(matches!(moved, Ok(Phase::Resuming { epoch: 9 })), legal, "{phase:?}");
-        }
-    }
-
-    #[test]
-    fn what_has_ended_stays_ended() {
-        let events = [Event::Admitted, Event::TargetRuns, Event::SourceGone, Event::CancelRequested];
-        for phase in every_phase().into_iter().filter(Phase::has_ended) {
-            for event in &events {
-                assert_eq!(phase.clone().on(event.clone()), Err(Refused::Ended));
-            }
-        }
-    }
-
-    #[test]
-    fn every_phase_has_a_way_to_an_end() {
-        // From any phase, some sequence of at most five events ends the migration.
-        let events = [
-            Event::Admitted,
-            Event::TargetListens { at: "h:1".into() },
-            Event::SourceReleased { next_epoch: 2 },
-            Event::SourceKept { why: "x".into(), cancelled: false },
-            Event::TargetLost { why: "x".into(), next_epoch: 3 },
-            Event::TargetRuns,
-            Event::SourceRuns,
-            Event::SourceGone,
-            Event::TargetGone,
-        ];
-        for start in every_phase() {
-            let mut reached = vec![start.clone()];
-            for _ in 0..5 {
-                let next: Vec<_> = reached
-                    .iter()
-                    .flat_map(|phase| events.iter().filter_map(|event| phase.clone().on(event.clone()).ok()))
-                    .collect();
-                reached.extend(next);
-                reached.dedup();
-            }
-            assert!(reached.iter().any(Phase::has_ended), "{start:?}");
-        }
-    }
-}
+#[path = "migration_tests.rs"]
+mod tests;

@@ -90,8 +90,9 @@ impl Way {
         let link = source.progress();
         let sending =
             source::Options { settings: settings(), checkpoint: here.checkpoint, keeper: here.keeper };
+        let Settings { store_bytes, pages_max, .. } = settings();
         let taking = target::Options {
-            settings: settings(),
+            most: target::Bounds { store_bytes, pages_max },
             checkpoint: there.checkpoint,
             offers: None,
             keeper: there.keeper,

@@ -5,12 +5,13 @@ use std::net::SocketAddr;
 
 use sterna_model::host::PoolSeen;
 use sterna_model::meta::Name;
-use sterna_model::migration::{MigrationDecision, MigrationSpec, Phase, SideState};
+use sterna_model::migration::{MigrationDecision, MigrationSpec, Phase, SideState, Via, VolumeMove};
 use sterna_model::network::NetworkKind as Kind;
 use sterna_model::pool::PoolKind;
 use sterna_model::vm::{CopyState, Power, VmDecision, VmReport};
+use sterna_model::volume::{Location, VolumeDecision};
 use sterna_wire::assignment::{
-    Assignment, Disk, Export, Lease, Machine, NetworkAssignment, NetworkKind, Outgoing, Owner,
+    Assignment, Carry, Disk, Export, Lease, Machine, NetworkAssignment, NetworkKind, Outgoing, Owner,
     PoolAssignment, Purpose, Role, VmAssignment, VolumeAssignment,
 };
 
@@ -61,9 +62,12 @@ fn of_vm(view: &View, vm: &Vm<'_>, host: &Host<'_>) -> Option<VmAssignment> {
             // What an earlier move left here goes first: a host has one copy of a VM at a time.
             let leftover = row.is_some_and(|row| row.state.has_process() && row.epoch != moving.next_epoch);
             if !leftover && matches!(moving.phase, Phase::Preparing | Phase::Copying { .. }) {
+                let mut machine = machine(view, vm, decision);
+                arriving(&mut machine, &moving.volumes);
                 let incoming = Role::Incoming {
                     migration: name.clone(),
-                    machine: Box::new(machine(view, vm, decision)),
+                    carry: carry(view, name, moving, &machine),
+                    machine: Box::new(machine),
                     listen: host.spec.addresses.for_migration(),
                 };
                 return role(moving.next_epoch, incoming);
@@ -85,12 +89,19 @@ fn of_vm(view: &View, vm: &Vm<'_>, host: &Host<'_>) -> Option<VmAssignment> {
 type Moving<'a> = Option<(&'a Name, &'a MigrationSpec, &'a crate::view::Row<MigrationDecision>)>;
 
 fn owner(view: &View, vm: &Vm<'_>, decision: &VmDecision, migration: Moving<'_>, host: &Host<'_>) -> Owner {
+    let machine = machine(view, vm, decision);
     let outgoing = migration.and_then(|(name, spec, moving)| {
         let sends = moving.source.as_ref() == Some(host.name) && moving.epoch == decision.owner.epoch;
         let Phase::Copying { listen } = &moving.phase else { return None };
         let to: SocketAddr = listen.parse().ok()?;
         let cancel = migration::is_cancelled(spec, vm);
-        sends.then(|| Outgoing { migration: name.clone(), to, max_downtime: spec.max_downtime, cancel })
+        sends.then(|| Outgoing {
+            migration: name.clone(),
+            to,
+            carry: carry(view, name, moving, &machine),
+            max_downtime: spec.max_downtime,
+            cancel,
+        })
     });
     // Stopping waits until the transfer has been called off, so that exactly one side ends it.
     let power = match (&outgoing, vm.meta.deleting) {
@@ -100,7 +111,7 @@ fn owner(view: &View, vm: &Vm<'_>, decision: &VmDecision, migration: Moving<'_>,
         (None, None) => vm.spec.power,
     };
     Owner {
-        machine: machine(view, vm, decision),
+        machine,
         power,
         reset_request: vm.spec.reset_request,
         shutdown_timeout: vm.spec.shutdown_timeout,
@@ -135,6 +146,27 @@ fn machine(view: &View, vm: &Vm<'_>, decision: &VmDecision) -> Machine {
         disks: disks.collect(),
         cloud_init: vm.spec.cloud_init.clone(),
     }
+}
+
+/// The target opens the copies that are being filled.
+fn arriving(machine: &mut Machine, moves: &[VolumeMove]) {
+    for disk in &mut machine.disks {
+        if let Some(moving) = moves.iter().find(|moving| moving.volume == disk.volume) {
+            disk.pool = moving.to.pool.clone();
+        }
+    }
+}
+
+/// What goes through the mover; `None`: nothing does.
+fn carry(view: &View, name: &Name, moving: &MigrationDecision, machine: &Machine) -> Option<Carry> {
+    let goes = |disk: &Disk| moving.volumes.iter().any(|moving| moving.volume == disk.volume);
+    let disks = machine.disks.iter().enumerate().filter(|(_, disk)| goes(disk)).map(|(index, _)| index);
+    let (meta, peer) = (view.migrations.get(name)?.meta()?, moving.target.as_ref()?);
+    (moving.via == Via::Mover).then(|| Carry {
+        session: meta.uid,
+        peer: peer.clone(),
+        disks: disks.collect(),
+    })
 }
 
 fn networks(view: &View, host: &Host<'_>, vms: &[VmAssignment]) -> Vec<NetworkAssignment> {
@@ -219,7 +251,7 @@ fn exports(view: &View, pool: &Name, kind: &PoolKind, host: &Host<'_>) -> Vec<Ex
     let mut exports = Vec::new();
     for (name, uid, volume) in volumes {
         for vm in view.index.vms_by_volume.of(name).filter_map(|vm| view.vm(vm)) {
-            exports.extend(epochs(view, &vm).into_iter().map(|epoch| Export {
+            exports.extend(epochs_at(view, &vm, volume, pool).into_iter().map(|epoch| Export {
                 volume: name.clone(),
                 uid,
                 format: volume.format,
@@ -250,24 +282,50 @@ fn epochs(view: &View, vm: &Vm<'_>) -> BTreeSet<u64> {
     BTreeSet::from_iter(other.into_iter().chain([owner]))
 }
 
+/// The same for one of the pools that a volume is in: a copy that arrives is the target's, one that is being left the
+/// source's.
+fn epochs_at(view: &View, vm: &Vm<'_>, volume: &VolumeDecision, pool: &Name) -> BTreeSet<u64> {
+    let all = epochs(view, vm);
+    let is = |place: &Option<Location>| place.as_ref().is_some_and(|place| place.pool == *pool);
+    let owner = vm.decision().map(|decision| decision.opened.unwrap_or(decision.owner.epoch));
+    let is_owners = |epoch: &u64| Some(*epoch) == owner;
+    match (volume.is_moving(), volume.pool == *pool) {
+        (false, true) => all,
+        (true, true) => all.into_iter().filter(is_owners).collect(),
+        (true, false) if is(&volume.arriving) || is(&volume.leaving) => {
+            all.into_iter().filter(|epoch| !is_owners(epoch)).collect()
+        }
+        _ => BTreeSet::new(),
+    }
+}
+
 fn volumes(view: &View, host: &Host<'_>) -> Vec<VolumeAssignment> {
     let here = view.index.volumes_by_host.of(host.name);
     here.filter_map(|name| {
         let entry = view.volumes.get(name)?;
         let object = &entry.spec.as_ref()?.value;
         let decision = entry.decision.as_ref()?;
-        Some(VolumeAssignment {
+        let places = purposes(decision).filter(move |(place, _)| place.host == *host.name);
+        Some(places.map(move |(place, purpose)| VolumeAssignment {
             name: name.clone(),
             uid: object.meta.uid,
-            pool: decision.pool.clone(),
+            pool: place.pool,
             format: decision.format,
             size: decision.size,
             image: decision.image.clone(),
             in_use_by: user_here(view, name, host),
-            purpose: if object.meta.deleting.is_some() { Purpose::Remove } else { Purpose::Keep },
-        })
+            purpose: if object.meta.deleting.is_some() { Purpose::Remove } else { purpose },
+        }))
     })
+    .flatten()
     .collect()
+}
+
+/// What is to be at each place of a volume. Nothing is said of a place that it is leaving: the guest may have to go back.
+fn purposes(decision: &VolumeDecision) -> impl Iterator<Item = (Location, Purpose)> + '_ {
+    let arriving = decision.arriving.iter().map(|place| (place.clone(), Purpose::Arrive));
+    let former = decision.former.iter().map(|place| (place.clone(), Purpose::Shelve));
+    std::iter::once((decision.location(), Purpose::Keep)).chain(arriving).chain(former)
 }
 
 /// The VM that has this volume open on this host.

@@ -7,10 +7,10 @@ use sterna_model::cpu::Baseline;
 use sterna_model::host::PoolSeen;
 use sterna_model::meta::Name;
 use sterna_model::network::NetworkKind;
-use sterna_model::pool::PoolKind;
 use sterna_model::vm::{CopyState, Hardware, Nic, NicSpec, Place};
 
 use crate::capacity;
+use crate::route;
 use crate::view::{Host, View, Vm, VmEntry};
 
 /// The baseline of a host's cluster, or why there is none.
@@ -77,7 +77,8 @@ impl<'a> Needs<'a> {
     #[must_use]
     pub fn running(vm: &Vm<'a>, hardware: &'a Hardware) -> Self {
         let nics = Nics::Given(&hardware.nics);
-        Self { memory: hardware.memory, volumes: &hardware.volumes, nics, ..Self::of(vm) }
+        // Its volumes can come with it: that is `route`'s.
+        Self { memory: hardware.memory, volumes: &[], nics, ..Self::of(vm) }
     }
 
     fn networks(&self) -> impl Iterator<Item = &'a Name> + use<'a> {
@@ -129,7 +130,7 @@ fn unreachable_network(view: &View, host: &Host<'_>, name: &Name) -> Option<Stri
 }
 
 /// Why this host cannot open the volume; a volume that has no place yet can still come here.
-fn unreachable_volume(view: &View, host: &Host<'_>, name: &Name) -> Option<String> {
+pub(crate) fn unreachable_volume(view: &View, host: &Host<'_>, name: &Name) -> Option<String> {
     let Some(volume) = view.volumes.get(name) else {
         return Some(format!("volume {name} does not exist"));
     };
@@ -211,18 +212,7 @@ pub fn can_leave(view: &View, vm: &Vm<'_>) -> Result<(), String> {
     if !running {
         return Err("the VM is not running; a stopped VM starts where it fits".to_owned());
     }
-    let local = decision.hardware.volumes.iter().find(|name| {
-        let decision = view.volumes.get(*name).and_then(|entry| entry.decision.as_ref());
-        let pool =
-            decision.and_then(|decision| view.pools.get(&decision.pool)).and_then(|pool| pool.spec.as_ref());
-        pool.is_some_and(|pool| matches!(pool.value.spec.kind, PoolKind::Dir { .. }))
-    });
-    match local {
-        Some(volume) => {
-            Err(format!("volume {volume} is in a local pool; only volumes of shared pools move live"))
-        }
-        None => Ok(()),
-    }
+    Ok(())
 }
 
 /// Why a running VM cannot arrive at this host.
@@ -232,7 +222,9 @@ pub fn arrive(view: &View, vm: &Vm<'_>, host: &Host<'_>) -> Option<String> {
     if decision.owner.host == *host.name {
         return Some("the VM is already there".to_owned());
     }
-    may_run(view, host, &Needs::running(vm, &decision.hardware)).or_else(|| lacks(host, &decision.hardware))
+    may_run(view, host, &Needs::running(vm, &decision.hardware))
+        .or_else(|| lacks(host, &decision.hardware))
+        .or_else(|| route::route(view, vm, host).err())
 }
 
 /// What the host's QEMU or CPU lacks for hardware that is fixed since the VM's start.

@@ -30,6 +30,8 @@ pub mod operation;
 pub mod placement;
 /// All planners in order.
 pub mod round;
+/// How a running VM gets to a host.
+pub mod route;
 /// Turns a host and a VM into a start.
 pub mod start;
 /// What users see, from a view.

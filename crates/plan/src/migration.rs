@@ -12,12 +12,16 @@ use sterna_base::clock::Timestamp;
 use sterna_base::units::Span;
 use sterna_model::key::{Column, Key, Kind};
 use sterna_model::meta::Name;
-use sterna_model::migration::{Event, MigrationDecision, MigrationSpec, Outcome, Phase, SideState};
+use sterna_model::migration::{
+    Event, MigrationDecision, MigrationSpec, Outcome, Phase, SideState, Via, VolumeMove,
+};
 use sterna_model::vm::{CopyState, Exit, Owner, VmDecision, VmReport};
+use sterna_model::volume::VolumeDecision;
 
 use crate::action::Action;
 use crate::check::{self, Needs};
 use crate::placement;
+use crate::route::route;
 use crate::view::{MigrationEntry, Row, View, Vm};
 
 /// Migrations that may leave a host at the same time: two saturate a line and a core without starving each other.
@@ -26,6 +30,8 @@ pub const OUTGOING_MAX: usize = 2;
 pub const INCOMING_MAX: usize = 2;
 /// A target that has not started to listen by then will not: QEMU needs a fraction of a second.
 const PREPARING_MAX: Duration = Duration::from_secs(30);
+/// The same when it makes volumes first, whose images may have to be fetched.
+const PREPARING_VOLUMES_MAX: Duration = Duration::from_secs(3600);
 
 #[must_use]
 pub fn plan(view: &View, now: Timestamp) -> Vec<Action> {
@@ -76,6 +82,8 @@ impl Move<'_> {
             opened: None,
             source: self.vm().and_then(|vm| vm.decision()).map(|decision| decision.owner.host.clone()),
             target: None,
+            via: Via::Direct,
+            volumes: Vec::new(),
             method: String::new(),
             started: self.now,
             since: self.now,
@@ -106,18 +114,25 @@ impl Move<'_> {
         if out >= OUTGOING_MAX || incoming >= INCOMING_MAX {
             return None;
         }
+        let route = match route(self.view, &vm, &self.view.host(&target.0)?) {
+            Ok(route) => route,
+            Err(why) => return self.advance(decision, Event::Refused { why }),
+        };
         let admitted = MigrationDecision {
             epoch: source.epoch,
             next_epoch: vm.next_epoch(),
             opened: vm.decision()?.opened,
             source: Some(source.host.clone()),
             target: Some(target.0.clone()),
-            method: "memory only, straight from host to host: every volume is in a shared pool".to_owned(),
+            via: route.via,
+            volumes: route.volumes,
+            method: route.why,
             ..decision.clone()
         };
         let next = decision.phase.clone().on(Event::Admitted).ok()?;
         let admitted = MigrationDecision { phase: next, since: self.now, ..admitted };
         let action = self.write(&admitted, "preparing", target.1);
+        let action = self.put_volumes(action, &admitted, |volume, to| volume.begin_move(to.to.clone()));
         Some(action.compare(self.view, Key::spec(Kind::Host, &target.0)))
     }
 
@@ -200,10 +215,9 @@ impl Move<'_> {
                 Err(_) => Event::TargetLost { why: format!("the target listens at {at:?}"), next_epoch: 0 },
             });
         }
-        let late = self.now.since(decision.since) > PREPARING_MAX;
-        late.then(|| Event::DeadlinePassed {
-            what: format!("the target did not listen within {PREPARING_MAX:?}"),
-        })
+        let most = if decision.volumes.is_empty() { PREPARING_MAX } else { PREPARING_VOLUMES_MAX };
+        let late = self.now.since(decision.since) > most;
+        late.then(|| Event::DeadlinePassed { what: format!("the target did not listen within {most:?}") })
     }
 
     fn observe_copying(&self, decision: &MigrationDecision) -> Option<Event> {
@@ -320,10 +334,31 @@ impl Move<'_> {
             Phase::Succeeded => {
                 let total = Span(self.now.since(decision.started));
                 after.outcome = Some(Outcome { total: Some(total), ..after.outcome.unwrap_or_default() });
-                Some(self.write(&after, what, why))
+                Some(self.end(&after, what, why))
             }
+            _ if after.phase.has_ended() => Some(self.end(&after, what, why)),
             _ => Some(self.write(&after, what, why)),
         }
+    }
+
+    /// Volumes have one place again.
+    fn end(&self, after: &MigrationDecision, what: &str, why: String) -> Action {
+        self.put_volumes(self.write(after, what, why), after, |volume, _| volume.end_move())
+    }
+
+    /// Adds what becomes of the volumes that go with the VM. A deleted one has no place to be written down.
+    fn put_volumes(
+        &self,
+        action: Action,
+        migration: &MigrationDecision,
+        change: impl Fn(VolumeDecision, &VolumeMove) -> VolumeDecision,
+    ) -> Action {
+        migration.volumes.iter().fold(action, |action, moving| {
+            let decision = self.view.volumes.get(&moving.volume).and_then(|entry| entry.decision.as_ref());
+            let Some(before) = decision else { return action };
+            let key = Key::decision(Kind::Volume, &moving.volume);
+            action.put(self.view, key, &change((*before.value).clone(), moving))
+        })
     }
 
     /// The commit point: owner and phase change in one transaction that compares both hosts' rows.
@@ -341,7 +376,10 @@ impl Move<'_> {
             why: format!("migration {}: {why}", self.name),
             ..before.clone()
         };
-        let mut action = self.write(after, what, why).put(self.view, vm.key(Column::Decision), &decision);
+        let action = self.write(after, what, why).put(self.view, vm.key(Column::Decision), &decision);
+        let mut action = self.put_volumes(action, after, |volume, moving| {
+            volume.hand_over(if comes_back { &moving.from } else { &moving.to })
+        });
         for host in [&after.source, &after.target].into_iter().flatten() {
             action = action.compare(self.view, vm.key(Column::ReportOf(host.clone())));
         }

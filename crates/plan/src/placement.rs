@@ -12,12 +12,15 @@ use crate::action::Action;
 use crate::capacity;
 use crate::check::{self, Needs};
 use crate::ha;
+use crate::route;
 use crate::start::{self, Reason};
 use crate::view::{Host, OwnerCopy, View, Vm};
 
 /// Field order is the priority; the name is last, so that a tie has one answer.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Score {
+    /// Fewest volumes to carry first.
+    carried: usize,
     /// Most free memory first, in steps of 64 MiB so that noise does not decide.
     free: Reverse<u64>,
     /// Fewest VMs first.
@@ -69,10 +72,18 @@ pub fn choose(
     needs: &Needs<'_>,
     not: Option<&Name>,
 ) -> Result<(Name, String), String> {
-    match not {
-        Some(not) => pick(view, Some(not), |host| check::arrive(view, vm, host)),
-        None => choose_start(view, needs, None),
-    }
+    let Some(not) = not else { return choose_start(view, needs, None) };
+    let home = view.host(not).map(|host| &host.spec.datacentre);
+    let refusal = |host: &Host<'_>| {
+        // Over the line only when somebody asks for it.
+        let is_far = home.is_some_and(|home| *home != host.spec.datacentre);
+        if is_far {
+            return Some(format!("it is in datacentre {}", host.spec.datacentre));
+        }
+        check::arrive(view, vm, host)
+    };
+    let carried = |host: &Host<'_>| route::route(view, vm, host).map_or(0, |route| route.volumes.len());
+    pick(view, Some(not), refusal, carried)
 }
 
 /// The host to start a VM on.
@@ -81,19 +92,20 @@ pub(crate) fn choose_start(
     needs: &Needs<'_>,
     not: Option<&Name>,
 ) -> Result<(Name, String), String> {
-    pick(view, not, |host| check::may_run(view, host, needs))
+    pick(view, not, |host| check::may_run(view, host, needs), |_| 0)
 }
 
 fn pick(
     view: &View,
     not: Option<&Name>,
     refusal: impl Fn(&Host<'_>) -> Option<String>,
+    carried: impl Fn(&Host<'_>) -> usize,
 ) -> Result<(Name, String), String> {
     let mut fit: Vec<(Score, Name)> = Vec::new();
     let mut refusals = Vec::new();
     for host in view.hosts().filter(|host| Some(host.name) != not) {
         match refusal(&host) {
-            None => fit.push((score(view, &host), host.name.clone())),
+            None => fit.push((score(view, &host, carried(&host)), host.name.clone())),
             Some(why) => refusals.push(format!("{}: {why}", host.name)),
         }
     }
@@ -112,8 +124,9 @@ fn pick(
     Ok((best.clone(), why))
 }
 
-fn score(view: &View, host: &Host<'_>) -> Score {
+fn score(view: &View, host: &Host<'_>, carried: usize) -> Score {
     Score {
+        carried,
         free: Reverse(capacity::free_memory(view, host).as_u64() >> 26),
         vms: view.index.load(host.name).owned,
         name: host.name.clone(),

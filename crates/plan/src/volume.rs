@@ -9,7 +9,7 @@ use sterna_model::image::{Format, ImageReport};
 use sterna_model::key::{Key, Kind};
 use sterna_model::meta::Name;
 use sterna_model::pool::PoolKind;
-use sterna_model::volume::{ImageRef, VolumeDecision, VolumeReport, VolumeSpec};
+use sterna_model::volume::{ImageRef, Location, VolumeDecision, VolumeReport, VolumeSpec};
 
 use crate::action::Action;
 use crate::check;
@@ -43,7 +43,7 @@ pub fn plan(view: &View, now: Timestamp) -> Vec<Action> {
 }
 
 fn grow(view: &View, name: &Name, spec: &VolumeSpec, has: &VolumeDecision, now: Timestamp) -> Option<Action> {
-    let wanted = spec.size.filter(|size| *size > has.size)?;
+    let wanted = spec.size.filter(|size| *size > has.size && !has.is_moving())?;
     let key = Key::decision(Kind::Volume, name);
     let why = format!("asked to grow from {} to {wanted}", has.size);
     let decision = VolumeDecision { size: wanted, ..has.clone() };
@@ -120,7 +120,26 @@ fn decide(view: &View, spec: &VolumeSpec, host: &Host<'_>) -> Result<VolumeDecis
     let why = format!("pool {pool}, made by host {maker}");
     // Thin clones need a format with a backing file; blank volumes are sparse in either, and qcow2 keeps them so when
     // they are copied.
-    Ok(VolumeDecision { pool, host: maker, format: Format::Qcow2, size, image, why })
+    Ok(VolumeDecision {
+        pool,
+        host: maker,
+        format: Format::Qcow2,
+        size,
+        image,
+        arriving: None,
+        leaving: None,
+        former: Vec::new(),
+        why,
+    })
+}
+
+/// Where a copy of a volume would lie for this host: in the pool asked for when the host reaches that, else in a default
+/// one.
+pub(crate) fn location_for(view: &View, host: &Host<'_>, asked: Option<&Name>) -> Result<Location, String> {
+    let asked = asked.and_then(|asked| check::pool_for(view, host, Some(asked)).ok());
+    let pool = asked.map_or_else(|| check::pool_for(view, host, None), Ok)?;
+    let host = maker(view, &pool, host)?;
+    Ok(Location { pool, host })
 }
 
 /// An `nbd` pool's files are only on its own host.

@@ -215,7 +215,6 @@ fn a_cluster_runs_what_all_its_hosts_run() {
 #[test]
 fn a_drain_names_each_vm_that_cannot_move_and_why() {
     let mut world = World::new().host("a1", Bytes::gib(8));
-    world.add_vm("near", Bytes::mib(64), Some("local"));
     for vm in ["pinned", "stopping", "large"] {
         world.add_vm(vm, if vm == "large" { Bytes::gib(5) } else { Bytes::mib(64) }, None);
     }
@@ -232,7 +231,6 @@ fn a_drain_names_each_vm_that_cannot_move_and_why() {
         .collect();
     let expected = [
         "large: no host fits (a2: 5216 MiB of memory needed, 3584 MiB free)",
-        "near: volume near-boot is in a local pool; only volumes of shared pools move live",
         "pinned: no host fits (a2: the VM is pinned to host a1)",
         "stopping: the VM is not running; a stopped VM starts where it fits",
     ];

@@ -17,6 +17,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use sha2::{Digest, Sha256};
 use sterna_base::file;
 use sterna_model::meta::Name;
+use sterna_wire::join::host_dns_name;
 use uuid::Uuid;
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -142,9 +143,11 @@ impl Ca {
         params.subject_alt_names = vec![
             SanType::URI(text(format!("{HOST}{name}"))?),
             SanType::URI(text(format!("{UID}{uid}"))?),
-            SanType::DnsName(text(name.to_string())?),
+            SanType::DnsName(text(host_dns_name(name))?),
         ];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        // Hosts call each other to move guests.
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         set_life(&mut params, HOST_LIFE);
         request.params = params;

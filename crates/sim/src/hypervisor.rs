@@ -9,6 +9,7 @@ use sterna_agent::hypervisor::{
 use sterna_base::units::{Bytes, Span};
 use sterna_model::forecast::LoadSample;
 use sterna_model::migration::Progress;
+use sterna_wire::assignment::Carry;
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
@@ -248,7 +249,7 @@ impl Guest for Held {
         Ok(())
     }
 
-    async fn listen(&self, at: IpAddr) -> Result<SocketAddr, GuestError> {
+    async fn listen(&self, at: IpAddr, _carry: Option<&Carry>) -> Result<SocketAddr, GuestError> {
         let port = 40_000 + u16::try_from(self.id % 20_000).unwrap_or(0);
         let address = self
             .tell(|qemu| {
@@ -275,7 +276,7 @@ impl Guest for Held {
         self.tell(|_| Ok(())).await
     }
 
-    async fn send(&self, to: SocketAddr, _limits: Limits) -> Result<(), GuestError> {
+    async fn send(&self, to: SocketAddr, _carry: Option<&Carry>, _limits: Limits) -> Result<(), GuestError> {
         self.tell(|qemu| {
             if qemu.transfer == Transfer::Going {
                 return Err(GuestError::Refused("a migration is already under way".to_owned()));
@@ -288,6 +289,18 @@ impl Guest for Held {
         self.moment("sends");
         tokio::spawn(transfer::run(self.bench.world.clone(), self.id, to));
         Ok(())
+    }
+
+    async fn freeze(&self) -> Result<(), GuestError> {
+        Ok(())
+    }
+
+    async fn grant(&self) -> Result<(), GuestError> {
+        Ok(())
+    }
+
+    async fn take_back(&self) -> Result<(), GuestError> {
+        self.cont().await
     }
 
     async fn cancel(&self) -> Result<(), GuestError> {

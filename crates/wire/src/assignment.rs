@@ -43,7 +43,14 @@ pub enum Role {
     /// This host owns the VM under `epoch`.
     Owner(Box<Owner>),
     /// Take in a migration: start a paused QEMU that listens. `epoch` is the one it will own if it succeeds.
-    Incoming { migration: Name, machine: Box<Machine>, listen: IpAddr },
+    Incoming {
+        migration: Name,
+        machine: Box<Machine>,
+        listen: IpAddr,
+        /// Absent: one QEMU calls the other.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        carry: Option<Carry>,
+    },
     /// This host does not own the VM: end and reap whatever is left of it here.
     Release,
 }
@@ -68,9 +75,23 @@ pub struct Outgoing {
     pub migration: Name,
     /// `ADDRESS:PORT` of the listening target.
     pub to: SocketAddr,
+    /// Absent: one QEMU calls the other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub carry: Option<Carry>,
     pub max_downtime: Span,
     /// Stop it while that is possible.
     pub cancel: bool,
+}
+
+/// How the mover takes a VM from one host to the other.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Carry {
+    /// Names the session on both sides; nobody else knows it.
+    pub session: Uuid,
+    /// The target host, whose certificate the source must meet.
+    pub peer: Name,
+    /// Of `machine.disks`, those whose content goes as well.
+    pub disks: Vec<usize>,
 }
 
 /// What QEMU is started with; the same on both sides of a migration.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
 use sterna_base::units::{Bytes, Span};
 use sterna_model::forecast::LoadSample;
@@ -14,8 +15,11 @@ use sterna_qemu::qmp::event::Event;
 use sterna_qemu::qmp::machine::RunStatus;
 use sterna_qemu::qmp::migration::{Address, Announcement, Capability, Parameters, Status};
 use sterna_qemu::qmp::{Client, Schema};
+use sterna_wire::assignment::Carry;
 use tokio::sync::{OnceCell, mpsc};
+use uuid::Uuid;
 
+use crate::carrier::{self, Carriers, Departure, Stage};
 use crate::hypervisor::{
     Figures, Guest, GuestError, Happened, Happenings, Limits, Pause, Run, Transfer, View,
 };
@@ -36,32 +40,46 @@ const DIRTY_POLL: Duration = Duration::from_millis(50);
 /// The guest's console is kept up to this, on tmpfs; QEMU itself never trims it.
 const SERIAL_LOG_MAX: u64 = 1 << 20;
 
+/// How long a guest that is this host's again may take to run: QEMU notices a closed socket at once.
+const RESUME_WITHIN: Duration = Duration::from_secs(5);
+const RESUME_POLL: Duration = Duration::from_millis(5);
+
 /// A running QEMU. Clones share its connection.
 #[derive(Clone)]
 pub struct QemuGuest {
     client: Client,
+    uid: Uuid,
     pid: u32,
     directory: PathBuf,
+    carriers: Carriers,
+    happened: mpsc::UnboundedSender<Happened>,
     schema: Arc<OnceCell<Schema>>,
     /// CPU time used until then.
     measured: Arc<Mutex<Option<(Instant, Duration)>>>,
 }
 
 /// Takes over a connection and begins to listen.
-pub(super) fn attach(client: Client, pid: u32, directory: PathBuf) -> (QemuGuest, Happenings) {
+pub(super) fn attach(
+    client: Client,
+    pid: u32,
+    directory: PathBuf,
+    (uid, carriers): (Uuid, Carriers),
+) -> (QemuGuest, Happenings) {
     let (happened, happenings) = mpsc::unbounded_channel();
     let mut events = client.events();
+    let told = happened.clone();
     tokio::spawn(async move {
         while let Some(heard) = events.next().await {
-            let is_heard = meaning(&heard).is_none_or(|it| happened.send(it).is_ok());
+            let is_heard = meaning(&heard).is_none_or(|it| told.send(it).is_ok());
             if !is_heard {
                 return;
             }
         }
         // Nobody listens any more: nothing to tell.
-        let _ = happened.send(Happened::Lost);
+        let _ = told.send(Happened::Lost);
     });
-    let guest = QemuGuest { client, pid, directory, schema: Arc::default(), measured: Arc::default() };
+    let (schema, measured) = Default::default();
+    let guest = QemuGuest { client, uid, pid, directory, carriers, happened, schema, measured };
     (guest, happenings)
 }
 
@@ -79,6 +97,16 @@ fn meaning(heard: &Heard) -> Option<Happened> {
         | Event::Wakeup
         | Event::Watchdog { .. } => Some(Happened::Changed),
         _ => None,
+    }
+}
+
+impl From<carrier::Error> for GuestError {
+    fn from(error: carrier::Error) -> Self {
+        match error {
+            carrier::Error::Qemu(error) => error.into(),
+            // Nothing was begun.
+            other => Self::Refused(other.explain()),
+        }
     }
 }
 
@@ -117,6 +145,34 @@ impl QemuGuest {
         Ok((Bytes::default(), Span::default()))
     }
 
+    fn signal(&self, signal: Signal) -> Result<(), GuestError> {
+        let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw);
+        let pid = pid.ok_or_else(|| GuestError::Unclear("qemu has no process number".to_owned()))?;
+        rustix::process::kill_process(pid, signal)
+            .map_err(|error| GuestError::Unclear(format!("signal qemu: {error}")))
+    }
+
+    fn is_frozen(&self) -> Result<bool, GuestError> {
+        process::is_stopped(self.pid).map_err(|error| GuestError::Unclear(format!("/proc: {error}")))
+    }
+
+    /// What the mover says of a transfer comes first where it knows more than QEMU.
+    fn carried(&self, told: Transfer) -> Transfer {
+        let Some(outgoing) = self.carriers.outgoing(self.uid) else { return told };
+        match outgoing.stage() {
+            Stage::Going => match told {
+                // QEMU's own word is about an earlier transfer, or ends this one, which the mover will see as well.
+                Transfer::None | Transfer::Failed { .. } | Transfer::Cancelled | Transfer::Completed => {
+                    Transfer::Going
+                }
+                told => told,
+            },
+            Stage::Held | Stage::Granted => Transfer::Held,
+            Stage::Failed { why } => Transfer::Failed { why },
+            Stage::Over => told,
+        }
+    }
+
     /// Thousandths of one CPU since the last call; since QEMU's start at the first.
     fn cpu_milli(&self, used: Duration) -> u32 {
         let mut measured = self.measured.lock().unwrap_or_else(PoisonError::into_inner);
@@ -129,6 +185,10 @@ impl QemuGuest {
 
 impl Guest for QemuGuest {
     async fn view(&self) -> Result<View, GuestError> {
+        // A frozen one answers nothing, and there is only one reason to freeze it.
+        if self.is_frozen()? {
+            return Ok(View { run: Run::Paused(Pause::Migrated), transfer: Transfer::Held });
+        }
         let (state, progress) = tokio::try_join!(self.client.query_status(), self.client.query_migrate())?;
         let transfer = match progress.status {
             Status::None => Transfer::None,
@@ -140,6 +200,7 @@ impl Guest for QemuGuest {
             }
             _ => Transfer::Going,
         };
+        let transfer = self.carried(transfer);
         Ok(View { run: run_of(state.is_running, &state.status), transfer })
     }
 
@@ -159,7 +220,11 @@ impl Guest for QemuGuest {
         Ok(self.client.system_reset().await?)
     }
 
-    async fn listen(&self, at: IpAddr) -> Result<SocketAddr, GuestError> {
+    async fn listen(&self, at: IpAddr, carry: Option<&Carry>) -> Result<SocketAddr, GuestError> {
+        if let Some(carry) = carry {
+            let qemu = (&self.client, &*self.directory);
+            return Ok(self.carriers.receive(self.uid, carry, at, qemu).await?);
+        }
         if self.client.incoming_port().await?.is_none() {
             let on = [Capability::Events, Capability::ReturnPath];
             self.client.set_migration_capabilities(&on, &[]).await?;
@@ -186,9 +251,7 @@ impl Guest for QemuGuest {
         Ok(self.client.announce_self(ANNOUNCEMENT).await?)
     }
 
-    async fn send(&self, to: SocketAddr, limits: Limits) -> Result<(), GuestError> {
-        let on = [Capability::Events, Capability::ReturnPath, Capability::AutoConverge];
-        self.client.set_migration_capabilities(&on, &[]).await?;
+    async fn send(&self, to: SocketAddr, carry: Option<&Carry>, limits: Limits) -> Result<(), GuestError> {
         let parameters = Parameters {
             max_bandwidth: Some(BANDWIDTH_MAX),
             downtime_limit: Some(limits.max_downtime.as_millis().max(1)),
@@ -197,8 +260,60 @@ impl Guest for QemuGuest {
             max_cpu_throttle: Some(THROTTLE_MAX),
             ..Parameters::default()
         };
+        self.carriers.forget(self.uid);
+        if let Some(carry) = carry {
+            let departure = Departure {
+                vm: self.uid,
+                client: self.client.clone(),
+                directory: self.directory.clone(),
+                to,
+                carry: carry.clone(),
+                parameters,
+                happened: self.happened.clone(),
+            };
+            return Ok(self.carriers.send(departure).map(drop)?);
+        }
+        let on = [Capability::Events, Capability::ReturnPath, Capability::AutoConverge];
+        self.client.set_migration_capabilities(&on, &[Capability::PauseBeforeSwitchover]).await?;
         self.client.set_migration_parameters(&parameters).await?;
         Ok(self.client.migrate(&Address::Tcp { ip: to.ip(), port: to.port() }).await?)
+    }
+
+    async fn freeze(&self) -> Result<(), GuestError> {
+        if self.carriers.outgoing(self.uid).is_some() {
+            self.signal(Signal::STOP)?;
+        }
+        Ok(())
+    }
+
+    async fn grant(&self) -> Result<(), GuestError> {
+        match self.carriers.outgoing(self.uid) {
+            Some(outgoing) => outgoing.grant().await.map_err(GuestError::Refused),
+            None => Ok(()),
+        }
+    }
+
+    async fn take_back(&self) -> Result<(), GuestError> {
+        self.signal(Signal::CONT)?;
+        if let Some(outgoing) = self.carriers.outgoing(self.uid)
+            && let Err(why) = outgoing.reclaim().await
+        {
+            tracing::debug!(vm = %self.uid, %why, "nothing to reclaim");
+        }
+        self.carriers.forget(self.uid);
+        // QEMU fails its migration when its socket closes, and resumes the guest by itself; one that completed does not.
+        let begun = Instant::now();
+        loop {
+            match self.client.query_migrate().await?.status {
+                Status::Device | Status::Active | Status::PreSwitchover
+                    if begun.elapsed() < RESUME_WITHIN =>
+                {
+                    tokio::time::sleep(RESUME_POLL).await;
+                }
+                _ => break,
+            }
+        }
+        Ok(self.client.cont().await?)
     }
 
     async fn limit(&self, limits: Limits) -> Result<(), GuestError> {
@@ -210,19 +325,23 @@ impl Guest for QemuGuest {
     }
 
     async fn cancel(&self) -> Result<(), GuestError> {
+        if let Some(outgoing) = self.carriers.outgoing(self.uid) {
+            return outgoing.abort().await.map_err(GuestError::Refused);
+        }
         Ok(self.client.migrate_cancel().await?)
     }
 
     async fn figures(&self) -> Result<Figures, GuestError> {
         let told = self.client.query_migrate().await?;
         let ram = told.ram.unwrap_or_default();
+        let carried = self.carriers.outgoing(self.uid).map(|outgoing| outgoing.figures());
         let progress = Progress {
-            sent: Bytes(ram.transferred),
+            sent: Bytes(carried.map_or(ram.transferred, |carried| carried.wire_bytes)),
             remaining: Bytes(ram.remaining),
             total: Bytes(ram.total),
             dirty_rate: Bytes(ram.dirty_pages_rate.saturating_mul(ram.page_size)),
             // Megabit a second; a figure for people.
-            send_rate: Bytes((ram.mbps.max(0.0) * 125_000.0) as u64),
+            send_rate: Bytes(carried.map_or((ram.mbps.max(0.0) * 125_000.0) as u64, |carried| carried.rate)),
             rounds: ram.dirty_sync_count,
             eta: None,
             throttle: told

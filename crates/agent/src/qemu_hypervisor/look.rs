@@ -11,6 +11,7 @@ use tokio::net::UnixStream;
 use uuid::Uuid;
 
 use super::guest::{self, QemuGuest};
+use crate::carrier::Carriers;
 use crate::hypervisor::Look;
 use crate::process::{self, Process};
 
@@ -22,7 +23,7 @@ const ORPHAN_PATIENCE: Duration = Duration::from_secs(1);
 const QMP_TIMEOUT: Duration = Duration::from_secs(5);
 const SIGKILL: i32 = 9;
 
-pub async fn look(run_dir: &Path, uid: Uuid) -> Look<QemuGuest> {
+pub async fn look(run_dir: &Path, uid: Uuid, carriers: &Carriers) -> Look<QemuGuest> {
     let directory = super::directory(run_dir, uid);
     let (run, exit) = match records(&directory) {
         Ok(records) => records,
@@ -36,7 +37,7 @@ pub async fn look(run_dir: &Path, uid: Uuid) -> Look<QemuGuest> {
         return Look::Absent;
     }
     if shim_of(&run).is_alive() {
-        return match connect(&directory, run.qemu_pid).await {
+        return match connect(&directory, run.qemu_pid, (uid, carriers.clone())).await {
             Ok((guest, happenings, epoch)) => Look::Alive { guest, happenings, epoch },
             Err(why) => just_ended(&directory).unwrap_or(Look::Unknown { why }),
         };
@@ -123,9 +124,10 @@ async fn client(directory: &Path) -> Result<Client, String> {
 async fn connect(
     directory: &Path,
     qemu_pid: u32,
+    whose: (Uuid, Carriers),
 ) -> Result<(QemuGuest, crate::hypervisor::Happenings, u64), String> {
     let client = client(directory).await?;
-    let (guest, happenings) = guest::attach(client.clone(), qemu_pid, directory.join(super::QEMU_DIR));
+    let (guest, happenings) = guest::attach(client.clone(), qemu_pid, directory.join(super::QEMU_DIR), whose);
     let asked = client.execute_within::<Status>("shim-status", serde_json::Value::Null, ANSWER_WITHIN).await;
     let status = asked.map_err(|error| format!("shim: {error}"))?;
     Ok((guest, happenings, status.epoch))

@@ -65,6 +65,8 @@ pub struct Due {
     pub is_stalled: bool,
     /// The transfer was already asked to give up.
     pub is_cancelling: bool,
+    /// This host owns a guest whose memory should have been here long ago.
+    pub is_overdue: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -134,7 +136,7 @@ fn in_flight(known: Known<'_>) -> Option<Step> {
     let (Body::Alive(view), Some(notes)) = (known.body, known.notes) else { return None };
     let side = &notes.migration.as_ref()?.side;
     match (side, &view.transfer) {
-        (SideState::Sending, Transfer::Completed) => Some(Step::HandOver),
+        (SideState::Sending, Transfer::Completed | Transfer::Held) => Some(Step::HandOver),
         (SideState::Sending, Transfer::Failed { why }) => Some(Step::Keep { why: why.clone() }),
         (SideState::Sending, Transfer::Cancelled) => Some(Step::Keep { why: "cancelled".to_owned() }),
         // This agent's predecessor died between writing it down and doing it.
@@ -201,8 +203,10 @@ fn own_copy(known: Known<'_>, epoch: u64, owner: &Owner, (view, notes): (&View, 
     }
     match notes.side_of(migration) {
         Some(SideState::Loaded | SideState::Released { .. }) => Step::Continue,
-        // The source completed; our own side will say so any moment.
-        Some(SideState::Listening { .. }) if view.transfer != Transfer::None => Step::Wait,
+        // The source let go; our own side will have it all any moment. A guest that stands still is better off where it was.
+        Some(SideState::Listening { .. }) if view.transfer != Transfer::None && !known.due.is_overdue => {
+            Step::Wait
+        }
         // It is here, and cannot be what the order speaks of.
         _ => Step::Kill(Cause::Released),
     }

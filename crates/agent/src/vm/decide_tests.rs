@@ -50,13 +50,15 @@ fn continues(epoch: u64, migration: &str) -> Order {
 
 fn incoming(epoch: u64, migration: &str) -> Order {
     let listen = "127.0.0.1".parse().unwrap();
-    given(epoch, Role::Incoming { migration: name(migration), machine: Box::new(machine()), listen })
+    let machine = Box::new(machine());
+    given(epoch, Role::Incoming { migration: name(migration), machine, listen, carry: None })
 }
 
 fn sends(epoch: u64, migration: &str, cancel: bool) -> Order {
     let outgoing = Outgoing {
         migration: name(migration),
         to: "127.0.0.1:4000".parse().unwrap(),
+        carry: None,
         max_downtime: Span::from_millis(300),
         cancel,
     };

@@ -20,7 +20,7 @@ use sterna_base::units::{Bytes, Span};
 use sterna_model::meta::Name;
 use sterna_model::migration::{MigrationReport, Outcome, SideState};
 use sterna_model::vm::Power;
-use sterna_wire::assignment::Owner;
+use sterna_wire::assignment::{Carry, Outgoing, Owner};
 use sterna_wire::up::{Samples, Up};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -29,7 +29,7 @@ use super::Reports;
 use super::decide::Order;
 use super::record::{Seen, Title};
 use super::steps::{Done, Found, Stop, Work};
-use crate::hypervisor::{Figures, Guest, GuestError, Hypervisor, Limits, Run, Transfer, View};
+use crate::hypervisor::{Figures, Guest, GuestError, Hypervisor, Limits, Pause, Run, Transfer, View};
 use crate::resources::Resources;
 
 /// How long a completed source waits for the line to the server before it takes the guest back.
@@ -43,8 +43,13 @@ const SHORT_PATIENCE: Duration = Duration::from_secs(1);
 const SAMPLE_EVERY: Duration = Duration::from_millis(250);
 
 impl<H: Hypervisor, R: Resources> Work<H, R> {
-    pub(super) async fn listen(&mut self, migration: &Name, at: IpAddr) -> Done<H::Guest> {
-        let address = self.guest()?.listen(at).await?;
+    pub(super) async fn listen(
+        &mut self,
+        migration: &Name,
+        at: IpAddr,
+        carry: Option<&Carry>,
+    ) -> Done<H::Guest> {
+        let address = self.guest()?.listen(at, carry).await?;
         self.note_side(migration, SideState::Listening { at: address.to_string() })?;
         self.view().await
     }
@@ -68,7 +73,7 @@ impl<H: Hypervisor, R: Resources> Work<H, R> {
         // Noted first: a successor of this agent that finds a transfer must know which one it is.
         self.note_side(&outgoing.migration, SideState::Sending)?;
         let limits = Limits { max_downtime: Ladder::first(outgoing.max_downtime) };
-        match self.guest()?.send(outgoing.to, limits).await {
+        match self.guest()?.send(outgoing.to, outgoing.carry.as_ref(), limits).await {
             Ok(()) => {
                 tracing::info!(vm = %self.name, migration = %outgoing.migration, to = %outgoing.to, "sending");
                 Ok(Found::Same(View { run: self.guest()?.view().await?.run, transfer: Transfer::Going }))
@@ -110,11 +115,33 @@ impl<H: Hypervisor, R: Resources> Work<H, R> {
             return Ok(Found::Same(view));
         }
         let outcome = figures.map(|figures| outcome_of(&figures)).unwrap_or_default();
+        if view.transfer == Transfer::Held {
+            return self.let_go(&migration, outcome).await;
+        }
         if self.is_line_up().await {
             self.note_side(&migration, SideState::Released { outcome })?;
             return Ok(Found::Same(view));
         }
         self.take_back(&migration, outcome).await
+    }
+
+    /// Frozen first, written down next, let go last: whatever dies in between, this copy runs by no other word than its
+    /// owner's.
+    async fn let_go(&mut self, migration: &Name, outcome: Outcome) -> Done<H::Guest> {
+        let guest = self.guest()?.clone();
+        if !self.is_line_up().await {
+            let why = "the server could not be reached at the switchover".to_owned();
+            self.note_side(migration, SideState::Kept { why })?;
+            guest.cancel().await?;
+            return self.view().await;
+        }
+        guest.freeze().await?;
+        self.note_side(migration, SideState::Released { outcome })?;
+        if let Err(error) = guest.grant().await {
+            // The target will not get the end, and says so; then the owner takes this copy back.
+            tracing::warn!(vm = %self.name, %migration, %error, "the guest was released and not granted");
+        }
+        Ok(Found::Same(View { run: Run::Paused(Pause::Migrated), transfer: Transfer::Held }))
     }
 
     async fn is_line_up(&self) -> bool {
@@ -159,6 +186,15 @@ impl<H: Hypervisor, R: Resources> Work<H, R> {
             guest.activate_disks().await?;
         }
         tracing::info!(vm = %self.name, epoch, "vm continues here");
+        if !was_target {
+            guest.take_back().await?;
+            if owner.power == Power::Paused {
+                guest.stop().await?;
+            } else if let Err(error) = guest.announce().await {
+                tracing::warn!(%error, "the guest could not be announced");
+            }
+            return self.view().await;
+        }
         if owner.power == Power::Paused {
             return self.view().await;
         }
@@ -203,13 +239,16 @@ pub(super) struct Watcher {
 }
 
 impl Watcher {
-    /// `max_downtime`: `None` while no order says it; the limits stay as they are.
+    /// `outgoing`: `None` while there is no order; the limits stay as they are.
     pub fn start<G: Guest>(
         migration: Name,
         guest: G,
         reports: Arc<dyn Reports>,
-        max_downtime: Option<Span>,
+        outgoing: Option<Outgoing>,
     ) -> Self {
+        let max_downtime = outgoing.as_ref().map(|outgoing| outgoing.max_downtime);
+        // The mover itself knows how long a line may be gone.
+        let is_carried = outgoing.is_some_and(|outgoing| outgoing.carry.is_some());
         let is_stalled = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&is_stalled);
         let task = tokio::spawn(async move {
@@ -222,7 +261,7 @@ impl Watcher {
                 if figures.progress.sent != moved.0 {
                     moved = (figures.progress.sent, Instant::now());
                 }
-                flag.store(moved.1.elapsed() >= STALL, Ordering::Relaxed);
+                flag.store(!is_carried && moved.1.elapsed() >= STALL, Ordering::Relaxed);
                 if let Some(max_downtime) =
                     max_downtime.filter(|_| ladder.climbs(figures.progress.rounds, Instant::now()))
                 {

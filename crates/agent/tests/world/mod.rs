@@ -1,6 +1,9 @@
 //! A host for tests: the real tasks, the real shim and QEMU, with disks from files and a server that only listens.
 #![allow(clippy::unwrap_used, dead_code)]
 
+/// Hosts that know each other.
+mod certificates;
+
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -128,15 +131,18 @@ impl Host {
         let files = Files::open(&folder.join("data"), &folder.join("run")).unwrap();
         let (heard, line, scope) = (Arc::new(Heard::default()), watch::Sender::new(true), Scope::new());
         let ports = Arc::new(Ports {
-            hypervisor: QemuHypervisor::new(Settings {
-                run_dir: folder.join("run"),
-                qemu: qemu.0.clone(),
-                version: qemu.1,
-                run_as_uid: RUN_AS,
-                run_as_gid: RUN_AS,
-                groups: vec![],
-                shim: vec!["/bin/sh".into(), shim_script(folder).into()],
-            }),
+            hypervisor: QemuHypervisor::new(
+                Settings {
+                    run_dir: folder.join("run"),
+                    qemu: qemu.0.clone(),
+                    version: qemu.1,
+                    run_as_uid: RUN_AS,
+                    run_as_gid: RUN_AS,
+                    groups: vec![],
+                    shim: vec!["/bin/sh".into(), shim_script(folder).into()],
+                },
+                certificates::carriers(folder, &scope),
+            ),
             resources: OneDisk(disk.to_owned()),
             records: Arc::new(files),
             clock: Arc::new(SystemClock),

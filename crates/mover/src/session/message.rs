@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::End;
 use crate::checkpoint::CheckpointId;
 use crate::codec::Settings;
-use crate::hash::{PageHash, StreamHash};
+use crate::hash::{Key, PageHash, StreamHash};
 
 /// Names in one offer: half a frame.
 pub(super) const OFFER_MAX: usize = 32 << 10;
@@ -14,8 +14,9 @@ const REASON_MAX: usize = 1024;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Message {
-    /// First from the source. The key itself does not travel; a wrong one shows at the first batch.
+    /// First from the source. What is said here is under TLS, the key as well.
     Open {
+        key: Key,
         store_bytes: u64,
         pages_max: u64,
         checkpoint: Option<CheckpointId>,
@@ -40,14 +41,20 @@ pub(super) enum Message {
 
 impl Message {
     pub(super) fn open(settings: &Settings, checkpoint: Option<CheckpointId>) -> Self {
-        Self::Open { store_bytes: settings.store_bytes, pages_max: settings.pages_max, checkpoint }
+        Self::Open {
+            key: settings.key.clone(),
+            store_bytes: settings.store_bytes,
+            pages_max: settings.pages_max,
+            checkpoint,
+        }
     }
 
     pub(super) fn payload(&self) -> Bytes {
         let mut bytes = Vec::new();
         match self {
-            Self::Open { store_bytes, pages_max, checkpoint } => {
+            Self::Open { key, store_bytes, pages_max, checkpoint } => {
                 bytes.push(1);
+                bytes.extend(key.0);
                 bytes.extend(store_bytes.to_be_bytes());
                 bytes.extend(pages_max.to_be_bytes());
                 checkpoint.iter().for_each(|id| bytes.extend(id.0));
@@ -78,13 +85,15 @@ impl Message {
         let (kind, body) = payload.split_first()?;
         Some(match kind {
             1 => {
-                let (store_bytes, rest) = body.split_first_chunk()?;
+                let (key, rest) = body.split_first_chunk()?;
+                let (store_bytes, rest) = rest.split_first_chunk()?;
                 let (pages_max, rest) = rest.split_first_chunk()?;
                 let checkpoint = match rest.len() {
                     0 => None,
                     _ => Some(CheckpointId(rest.try_into().ok()?)),
                 };
                 Self::Open {
+                    key: Key(*key),
                     store_bytes: u64::from_be_bytes(*store_bytes),
                     pages_max: u64::from_be_bytes(*pages_max),
                     checkpoint,
@@ -119,8 +128,13 @@ mod tests {
     #[test]
     fn every_message_comes_back_and_a_cut_one_does_not_pass_for_it() {
         let messages = [
-            Message::Open { store_bytes: 1 << 30, pages_max: 7, checkpoint: Some(CheckpointId([5; 32])) },
-            Message::Open { store_bytes: 0, pages_max: 0, checkpoint: None },
+            Message::Open {
+                key: Key([9; 32]),
+                store_bytes: 1 << 30,
+                pages_max: 7,
+                checkpoint: Some(CheckpointId([5; 32])),
+            },
+            Message::Open { key: Key([0; 32]), store_bytes: 0, pages_max: 0, checkpoint: None },
             Message::Offer(vec![PageHash([1; 16]), PageHash([2; 16])]),
             Message::Accept { has_checkpoint: true },
             Message::ReturnPath(Bytes::from_static(b"path")),

@@ -15,7 +15,7 @@ use super::return_path::ReturnPath;
 use super::{End, Error, Left, Outcome, Progress, Shared, take_leave};
 use crate::codec::{Decoder, Dictionary, Keeper, Settings};
 use crate::frame::Kind;
-use crate::hash::{PAGE_BYTES, PageHash};
+use crate::hash::{Key, PAGE_BYTES, PageHash};
 use crate::link::{Link, Receiver, Sender};
 
 /// QEMU's words on the return path are short.
@@ -24,6 +24,8 @@ const READ_BYTES: usize = 64 << 10;
 /// What the caller must know, in order.
 #[derive(Debug)]
 pub enum TargetEvent {
+    /// The source is there, and names pages under this key.
+    Opened(Key),
     /// The source let go, and the whole stream is right. Ownership may be decided from now on.
     Granted(End),
     /// This side's QEMU has everything; 0 is success. `is_granted` says whether it may be believed.
@@ -38,10 +40,19 @@ pub struct Offers {
     pub hashes: Vec<PageHash>,
 }
 
+/// Memory that a session may take here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// Of contents, in bytes.
+    pub store_bytes: u64,
+    /// Places whose last content is remembered.
+    pub pages_max: u64,
+}
+
 /// What a session starts with.
 pub struct Options {
-    /// The key and the most that the source may ask for.
-    pub settings: Settings,
+    /// The most that the source may ask for.
+    pub most: Bounds,
     pub checkpoint: Option<Shared>,
     pub offers: Option<Offers>,
     pub keeper: Option<Box<dyn Keeper>>,
@@ -110,7 +121,7 @@ async fn drive(
     events: &Events,
     progress: watch::Sender<Progress>,
 ) -> Result<Outcome, Error> {
-    let decoder = open(link, &mut options).await?;
+    let decoder = open(link, &mut options, events).await?;
     let (reader, writer) = qemu.into_split();
     let is_granted = Arc::new(AtomicBool::new(false));
     let committed = Notify::new();
@@ -141,18 +152,20 @@ async fn drive(
 }
 
 /// Agrees with the source on what both have.
-async fn open(link: &mut Link, options: &mut Options) -> Result<Decoder, Error> {
+async fn open(link: &mut Link, options: &mut Options, events: &Events) -> Result<Decoder, Error> {
     let first = link.urgent.recv().await?;
-    let (store_bytes, pages_max, wanted) = match Message::parse(&first.payload) {
-        Some(Message::Open { store_bytes, pages_max, checkpoint }) => (store_bytes, pages_max, checkpoint),
+    let (settings, wanted) = match Message::parse(&first.payload) {
+        Some(Message::Open { key, store_bytes, pages_max, checkpoint }) => {
+            (Settings { key, store_bytes, pages_max }, checkpoint)
+        }
         Some(Message::Abort { reason }) => return Err(Error::Peer(reason)),
         _ => return Err(Error::OutOfPlace),
     };
-    let most = &options.settings;
-    if store_bytes > most.store_bytes || pages_max > most.pages_max {
+    let most = options.most;
+    if settings.store_bytes > most.store_bytes || settings.pages_max > most.pages_max {
         return Err(Error::Unlike);
     }
-    let settings = Settings { key: most.key.clone(), store_bytes, pages_max };
+    let _ = events.send(TargetEvent::Opened(settings.key.clone()));
     let mut decoder = Decoder::new(&settings).map_err(Error::Encode)?;
     let shared = options.checkpoint.take().filter(|shared| Some(shared.id) == wanted);
     let has_checkpoint = shared.is_some();

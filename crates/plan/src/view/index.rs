@@ -86,7 +86,9 @@ pub(crate) struct Index {
     pub vms_by_host: Groups,
     /// By volume: VMs whose hardware has it.
     pub vms_by_volume: Groups,
+    /// By host: volumes that are there, arrive, leave, or have been there.
     pub volumes_by_host: Groups,
+    /// By pool, likewise.
     pub volumes_by_pool: Groups,
     /// By VM: volumes that came with it.
     pub volumes_by_vm: Groups,
@@ -227,10 +229,10 @@ pub(crate) struct VolumeFacts {
 impl VolumeFacts {
     pub fn of(entry: Option<&VolumeEntry>) -> Self {
         let Some(entry) = entry else { return Self::default() };
-        let decision = entry.decision.as_ref();
+        let locations = || entry.decision.iter().flat_map(|decision| decision.locations());
         Self {
-            host: decision.map(|decision| decision.host.clone()).into_iter().collect(),
-            pool: decision.map(|decision| decision.pool.clone()).into_iter().collect(),
+            host: locations().map(|place| place.host).collect(),
+            pool: locations().map(|place| place.pool).collect(),
             vm: entry.spec.as_ref().and_then(|object| object.spec.vm.clone()).into_iter().collect(),
         }
     }

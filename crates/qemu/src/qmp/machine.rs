@@ -108,6 +108,12 @@ pub struct MachineDefinition {
     pub is_deprecated: bool,
 }
 
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct MemorySize {
+    base_memory: u64,
+}
+
 impl Client {
     /// A command whose reply says nothing.
     pub(super) async fn done(&self, command: &str, arguments: Value) -> Result<(), Error> {
@@ -144,6 +150,12 @@ impl Client {
 
     pub async fn system_reset(&self) -> Result<(), Error> {
         self.done("system_reset", Value::Null).await
+    }
+
+    /// Bytes of memory that the guest was started with.
+    pub async fn query_memory_size(&self) -> Result<u64, Error> {
+        let told: MemorySize = self.execute("query-memory-size-summary", Value::Null).await?;
+        Ok(told.base_memory)
     }
 
     pub async fn query_version(&self) -> Result<Version, Error> {

@@ -1,0 +1,192 @@
+//! Carries guests to and from other hosts through the mover.
+//!
+//! ```text
+//! source QEMU ─ unix socket ─ Outgoing ══ TLS ══ Incoming ─ unix socket ─ target QEMU
+//! ```
+//!
+//! One task per guest on the move owns its session. Sessions outlive the connection to QEMU's monitor, not the agent:
+//! with the agent they end, and QEMU sees its socket close. Who owns the guest is never decided here (`vm::decide`).
+
+/// The target's side.
+mod incoming;
+/// The source's side.
+mod outgoing;
+/// Page keys and checkpoints of guests that have been here.
+mod vault;
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use sterna_base::scope::Scope;
+use sterna_model::meta::Name;
+use sterna_mover::link::listen::Listener;
+use sterna_mover::link::tls::{self, Dialer};
+use sterna_wire::join::host_dns_name;
+use tokio::net::{TcpListener, UnixListener};
+use uuid::Uuid;
+
+pub use incoming::Incoming;
+pub use outgoing::{Departure, Outgoing, Stage};
+use vault::Vault;
+
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// PEM files; read anew for each session, so that a renewed certificate needs no restart.
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+    pub ca: PathBuf,
+    pub data_dir: PathBuf,
+    /// QEMU's user, who opens the sockets made here.
+    pub run_as_uid: u32,
+    pub run_as_gid: u32,
+    /// How long checkpoints of guests that went away are kept.
+    pub checkpoints_kept: Duration,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{what}")]
+    Io { what: &'static str, source: io::Error },
+    #[error(transparent)]
+    Tls(#[from] tls::Error),
+    #[error("checkpoints")]
+    Checkpoint(#[from] sterna_mover::checkpoint::Error),
+    #[error("the stream cannot be carried: {0}")]
+    Session(#[from] sterna_mover::session::Error),
+    #[error("qemu: {0}")]
+    Qemu(#[from] sterna_qemu::qmp::client::Error),
+    #[error("qemu did not open its migration socket")]
+    NotOpened,
+}
+
+impl Error {
+    /// With the reason below it.
+    #[must_use]
+    pub fn explain(&self) -> String {
+        let source = std::error::Error::source(self).map(|source| format!(": {source}")).unwrap_or_default();
+        format!("{self}{source}")
+    }
+
+    fn io(what: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { what, source }
+    }
+}
+
+/// All guests that this host's mover carries. Clones share them.
+#[derive(Clone)]
+pub struct Carriers(Arc<Inner>);
+
+struct Inner {
+    settings: Settings,
+    vault: Vault,
+    /// Sessions end with it.
+    scope: Scope,
+    /// One for all guests that arrive; by address, which is the host's.
+    listeners: tokio::sync::Mutex<HashMap<IpAddr, Arc<Listener>>>,
+    outgoing: Mutex<HashMap<Uuid, Outgoing>>,
+    incoming: Mutex<HashMap<Uuid, Incoming>>,
+}
+
+impl Carriers {
+    /// Opens what earlier moves left here.
+    pub fn open(settings: Settings, scope: Scope) -> Result<Self, Error> {
+        let vault = Vault::open(&settings.data_dir, settings.checkpoints_kept)?;
+        Ok(Self(Arc::new(Inner {
+            settings,
+            vault,
+            scope,
+            listeners: tokio::sync::Mutex::default(),
+            outgoing: Mutex::default(),
+            incoming: Mutex::default(),
+        })))
+    }
+
+    /// The guest's way out, if it is on one.
+    #[must_use]
+    pub fn outgoing(&self, vm: Uuid) -> Option<Outgoing> {
+        lock(&self.0.outgoing).get(&vm).cloned()
+    }
+
+    #[must_use]
+    pub fn incoming(&self, vm: Uuid) -> Option<Incoming> {
+        lock(&self.0.incoming).get(&vm).cloned()
+    }
+
+    /// Nothing of a former move of this guest is in the way of the next.
+    pub fn forget(&self, vm: Uuid) {
+        lock(&self.0.outgoing).remove(&vm);
+        lock(&self.0.incoming).remove(&vm);
+    }
+
+    /// Its copy here ends. What was handed over is brought to its end, so that both sides keep their checkpoints; all
+    /// else is called off.
+    pub fn finish(&self, vm: Uuid) {
+        let outgoing = lock(&self.0.outgoing).remove(&vm);
+        if let Some(outgoing) = outgoing {
+            outgoing.finish();
+        }
+        lock(&self.0.incoming).remove(&vm);
+    }
+
+    fn identity(&self) -> Result<tls::Identity, Error> {
+        let settings = &self.0.settings;
+        let read = |path: &Path| std::fs::read(path).map_err(Error::io("read this host's certificate"));
+        Ok(tls::Identity::from_pem(
+            &read(&settings.certificate)?,
+            &read(&settings.key)?,
+            &read(&settings.ca)?,
+        )?)
+    }
+
+    fn dialer(&self, peer: &Name) -> Result<Dialer, Error> {
+        Ok(self.identity()?.dialer(&host_dns_name(peer))?)
+    }
+
+    async fn listener(&self, at: IpAddr) -> Result<Arc<Listener>, Error> {
+        let mut listeners = self.0.listeners.lock().await;
+        if let Some(listener) = listeners.get(&at) {
+            return Ok(Arc::clone(listener));
+        }
+        let tcp = TcpListener::bind(SocketAddr::new(at, 0)).await.map_err(Error::io("listen for a mover"))?;
+        let listener =
+            Listener::new(tcp, self.identity()?.acceptor()?).map_err(Error::io("listen for a mover"))?;
+        let listener = Arc::new(listener);
+        listeners.insert(at, Arc::clone(&listener));
+        Ok(listener)
+    }
+
+    /// A socket in a guest's own directory that its QEMU may open, and nobody else.
+    fn socket_for_qemu(&self, path: &Path) -> Result<UnixListener, Error> {
+        let make = || {
+            sterna_base::file::remove_if_there(path)?;
+            let socket = UnixListener::bind(path)?;
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+            if rustix::process::geteuid().is_root() {
+                let uid = rustix::process::Uid::from_raw(self.0.settings.run_as_uid);
+                let gid = rustix::process::Gid::from_raw(self.0.settings.run_as_gid);
+                rustix::fs::chown(path, Some(uid), Some(gid))?;
+            }
+            Ok(socket)
+        };
+        make().map_err(Error::io("make a socket for qemu"))
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Contents that a session keeps on each side: enough for the pages that are written again and again.
+fn store_bytes(memory: u64) -> u64 {
+    (memory / 2).clamp(64 << 20, 1 << 30)
+}
+
+/// Places of a guest's memory; firmware, video memory and ROMs come on top.
+fn pages_max(memory: u64) -> u64 {
+    (memory >> 12) + (1 << 18)
+}

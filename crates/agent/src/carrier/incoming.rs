@@ -1,0 +1,126 @@
+//! The target's side: rebuilds the stream into a QEMU that waits for it.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sterna_mover::link::{Options, SessionId};
+use sterna_mover::session::target::{self, TargetEvent};
+use sterna_mover::session::{Outcome, Target};
+use sterna_qemu::qmp::Client;
+use sterna_qemu::qmp::migration::{Address, Capability, Parameters};
+use sterna_wire::assignment::Carry;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use uuid::Uuid;
+
+use super::{Carriers, Error, lock, pages_max, store_bytes};
+
+/// QEMU's socket, in the guest's directory.
+const SOCKET: &str = "in.sock";
+/// QEMU opens it before it answers the command that makes it.
+const OPEN_WITHIN: Duration = Duration::from_secs(5);
+const OPEN_POLL: Duration = Duration::from_millis(5);
+
+/// A guest that arrives. The last one dropped calls it off.
+#[derive(Clone)]
+pub struct Incoming(Arc<Inner>);
+
+struct Inner {
+    session: Uuid,
+    address: SocketAddr,
+    _stop: DropGuard,
+}
+
+impl Incoming {
+    /// Where the source finds it.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.0.address
+    }
+}
+
+impl Carriers {
+    /// Makes a paused QEMU wait, and answers where the source finds it. Asked again for the same session, answers the
+    /// same.
+    pub async fn receive(
+        &self,
+        vm: Uuid,
+        carry: &Carry,
+        at: IpAddr,
+        qemu: (&Client, &Path),
+    ) -> Result<SocketAddr, Error> {
+        if let Some(there) = self.incoming(vm).filter(|there| there.0.session == carry.session) {
+            return Ok(there.address());
+        }
+        let (client, directory) = qemu;
+        let listener = self.listener(at).await?;
+        let path = directory.join(SOCKET);
+        prepare(client, &path).await?;
+        let socket = open(&path).await?;
+        let memory = client.query_memory_size().await?;
+        let options = target::Options {
+            most: target::Bounds { store_bytes: store_bytes(memory), pages_max: pages_max(memory) },
+            checkpoint: self.0.vault.checkpoint(vm),
+            offers: None,
+            keeper: self.0.vault.keeper(vm),
+        };
+        let link = listener.expect(SessionId(carry.session.into_bytes()), Options::default());
+        let target = Target::start(socket, link, options);
+        let stop = CancellationToken::new();
+        self.0.scope.spawn(watch(self.clone(), vm, target, stop.clone()));
+        let address = listener.address();
+        let incoming = Inner { session: carry.session, address, _stop: stop.drop_guard() };
+        lock(&self.0.incoming).insert(vm, Incoming(Arc::new(incoming)));
+        Ok(address)
+    }
+}
+
+async fn prepare(client: &Client, socket: &Path) -> Result<(), Error> {
+    let on = [Capability::Events, Capability::ReturnPath, Capability::LateBlockActivate];
+    client.set_migration_capabilities(&on, &[]).await?;
+    // Announced after the guest runs, not when it has merely arrived.
+    let parameters = Parameters { announce_rounds: Some(0), ..Parameters::default() };
+    client.set_migration_parameters(&parameters).await?;
+    Ok(client.migrate_incoming(&Address::Unix(socket.to_owned())).await?)
+}
+
+async fn open(path: &Path) -> Result<tokio::net::UnixStream, Error> {
+    let begun = tokio::time::Instant::now();
+    loop {
+        match Target::connect(path).await {
+            Ok(socket) => return Ok(socket),
+            Err(_) if begun.elapsed() < OPEN_WITHIN => tokio::time::sleep(OPEN_POLL).await,
+            Err(source) => return Err(Error::Io { what: "open qemu's migration socket", source }),
+        }
+    }
+}
+
+/// Keeps the session until it ends. QEMU itself says whether it has everything.
+async fn watch(carriers: Carriers, vm: Uuid, mut target: Target, stop: CancellationToken) {
+    loop {
+        let event = tokio::select! {
+            event = target.events.recv() => event,
+            () = stop.cancelled() => {
+                target.abort();
+                target.events.recv().await
+            }
+        };
+        match event {
+            Some(TargetEvent::Opened(key)) => {
+                if let Err(error) = carriers.0.vault.keep_page_key(vm, &key) {
+                    tracing::warn!(%vm, %error, "a way back will take longer");
+                }
+            }
+            Some(TargetEvent::Granted(end)) => tracing::info!(%vm, bytes = end.length, "a guest was granted"),
+            Some(TargetEvent::Loaded { code, .. }) => tracing::debug!(%vm, code, "a guest was loaded"),
+            Some(TargetEvent::Ended(Outcome::Failed(error))) => {
+                return tracing::warn!(%vm, %error, "a guest's way in has failed");
+            }
+            Some(TargetEvent::Ended(outcome)) => {
+                return tracing::debug!(%vm, ?outcome, "a guest's way in has ended");
+            }
+            None => return,
+        }
+    }
+}

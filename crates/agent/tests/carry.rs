@@ -1,0 +1,225 @@
+//! A guest is carried between two hosts by the mover, under real QEMU, with what can go wrong on the way.
+#![allow(clippy::unwrap_used)]
+
+mod world;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use sterna_agent::process;
+use sterna_base::units::Span;
+use sterna_model::migration::SideState;
+use sterna_model::vm::{CopyState, Exit};
+use sterna_qemu::boot::{self, Pace};
+use sterna_qemu::version::Version;
+use sterna_wire::assignment::{Carry, Outgoing, Owner, Role, VmAssignment};
+use uuid::Uuid;
+use world::{Host, disk, eventually, folder, name, order, owns, qemu};
+
+const UID: Uuid = Uuid::from_u128(7);
+
+#[test]
+fn shim_entry() {
+    world::shim_entry();
+}
+
+struct Pair {
+    a: Host,
+    b: Host,
+    disk: PathBuf,
+    _folder: tempfile::TempDir,
+}
+
+/// One session a migration, as the server gives them.
+fn carry(epoch: u64, peer: &str) -> Option<Carry> {
+    Some(Carry { session: Uuid::from_u128(u128::from(epoch)), peer: name(peer), disks: vec![] })
+}
+
+fn incoming(host: &Host, epoch: u64, peer: &str) -> VmAssignment {
+    let (listen, machine) = ("127.0.0.1".parse().unwrap(), Box::new(host.machine()));
+    let migration = name(&format!("m{epoch}"));
+    order(UID, epoch, Role::Incoming { migration, machine, listen, carry: carry(epoch, peer) })
+}
+
+fn sends(host: &Host, epoch: u64, to: SocketAddr, peer: &str) -> VmAssignment {
+    let outgoing = Outgoing {
+        migration: name(&format!("m{}", epoch + 1)),
+        to,
+        carry: carry(epoch + 1, peer),
+        max_downtime: Span::from_millis(300),
+        cancel: false,
+    };
+    owns(UID, epoch, Owner { outgoing: Some(outgoing), ..host.owner() })
+}
+
+fn continues(host: &Host, epoch: u64, migration: &str) -> VmAssignment {
+    owns(UID, epoch, Owner { continues: Some(name(migration)), ..host.owner() })
+}
+
+fn listens(host: &Host) -> Option<SocketAddr> {
+    match host.side(UID) {
+        Some(SideState::Listening { at }) => Some(at.parse().unwrap()),
+        _ => None,
+    }
+}
+
+fn is_released(host: &Host) -> bool {
+    matches!(host.side(UID), Some(SideState::Released { .. }))
+}
+
+fn is_gone(host: &Host) -> bool {
+    matches!(host.state(UID), Some(CopyState::Stopped { .. }))
+}
+
+impl Pair {
+    /// The guest runs on `a` under epoch 3.
+    async fn new(qemu: &(PathBuf, Version)) -> Self {
+        let folder = folder();
+        let disk = disk(folder.path(), &boot::writer(Pace::Flat));
+        let a = Host::start(&folder.path().join("a"), qemu, &disk);
+        let b = Host::start(&folder.path().join("b"), qemu, &disk);
+        a.order(vec![owns(UID, 3, a.owner())]);
+        a.runs(UID, 3).await;
+        let pair = Self { a, b, disk, _folder: folder };
+        pair.writes().await;
+        pair
+    }
+
+    async fn writes(&self) {
+        let before = boot::read_counter(&self.disk).unwrap();
+        eventually("the guest writes", || boot::read_counter(&self.disk).unwrap() > before + 3).await;
+    }
+
+    async fn end(self) {
+        for host in [&self.a, &self.b] {
+            if host.state(UID).is_some_and(|state| state.has_process()) {
+                let epoch = host.report(UID).unwrap().epoch;
+                host.order(vec![order(UID, epoch, Role::Release)]);
+                eventually("the last copy is gone", || is_gone(host)).await;
+            }
+            host.order(vec![]);
+            eventually("forgotten", || !host.run_directory(UID).exists()).await;
+        }
+    }
+}
+
+/// Until `from` has let go of what it has under `epoch`; what control does then is up to the test.
+async fn released(from: &Host, to: &Host, epoch: u64, peer: &str) {
+    to.order(vec![incoming(to, epoch + 1, peer)]);
+    eventually("the target listens", || listens(to).is_some()).await;
+    from.order(vec![sends(from, epoch, listens(to).unwrap(), peer)]);
+    eventually("the source let go", || is_released(from)).await;
+}
+
+/// The whole way of a move.
+async fn moved(from: &Host, to: &Host, epoch: u64, peer: &str) {
+    released(from, to, epoch, peer).await;
+    from.order(vec![]);
+    to.order(vec![continues(to, epoch + 1, &format!("m{}", epoch + 1))]);
+    to.runs(UID, epoch + 1).await;
+    from.order(vec![order(UID, epoch, Role::Release)]);
+    eventually("the source is gone", || is_gone(from)).await;
+    assert_eq!(from.state(UID), Some(CopyState::Stopped { exit: Exit::Released }));
+    from.order(vec![]);
+    eventually("forgotten", || !from.run_directory(UID).exists()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_is_carried_there_and_back_with_what_each_side_kept() {
+    for qemu in [7, 10].into_iter().filter_map(qemu) {
+        let pair = Pair::new(&qemu).await;
+        moved(&pair.a, &pair.b, 3, "b").await;
+        pair.writes().await;
+        let checkpoints = |host: &str| {
+            let folder = pair._folder.path().join(host).join("data/checkpoints");
+            std::fs::read_dir(folder).unwrap().count()
+        };
+        eventually("both kept a checkpoint", || checkpoints("a") == 1 && checkpoints("b") == 1).await;
+        moved(&pair.b, &pair.a, 4, "a").await;
+        pair.writes().await;
+        pair.end().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_let_go_stands_still_until_its_owner_says_otherwise() {
+    let qemu = qemu(10).unwrap();
+    let pair = Pair::new(&qemu).await;
+    let (a, b) = (&pair.a, &pair.b);
+    released(a, b, 3, "b").await;
+    assert!(process::is_stopped(a.qemu_process(UID).pid).unwrap(), "it is not frozen");
+    // The target is lost before anybody could own it there.
+    b.qemu_process(UID).kill();
+    eventually("the target says so", || is_gone(b)).await;
+    assert!(process::is_stopped(a.qemu_process(UID).pid).unwrap(), "it was thawed by nobody's word");
+    a.order(vec![continues(a, 5, "m4")]);
+    a.runs(UID, 5).await;
+    pair.writes().await;
+    pair.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_whose_agent_died_after_letting_go_is_taken_back_by_the_next() {
+    let qemu = qemu(10).unwrap();
+    let mut pair = Pair::new(&qemu).await;
+    released(&pair.a, &pair.b, 3, "b").await;
+    pair.a = pair.a.restart().await;
+    let a = &pair.a;
+    eventually("the next agent found it", || is_released(a)).await;
+    assert!(process::is_stopped(a.qemu_process(UID).pid).unwrap(), "it was thawed by nobody's word");
+    pair.b.order(vec![order(UID, 4, Role::Release)]);
+    eventually("the target is gone", || is_gone(&pair.b)).await;
+    a.order(vec![continues(a, 5, "m4")]);
+    a.runs(UID, 5).await;
+    pair.writes().await;
+    pair.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_whose_agent_dies_on_the_way_keeps_its_guest() {
+    let qemu = qemu(10).unwrap();
+    let mut pair = Pair::new(&qemu).await;
+    let b = &pair.b;
+    b.order(vec![incoming(b, 4, "b")]);
+    eventually("the target listens", || listens(b).is_some()).await;
+    let to = listens(b).unwrap();
+    pair.a.order(vec![sends(&pair.a, 3, to, "b")]);
+    eventually("it sends", || pair.a.side(UID).is_some()).await;
+    pair.a = pair.a.restart().await;
+    let a = &pair.a;
+    eventually("the next agent knows how it ended", || {
+        matches!(a.side(UID), Some(SideState::Kept { .. } | SideState::Released { .. }))
+    })
+    .await;
+    if !is_released(a) {
+        a.order(vec![owns(UID, 3, a.owner())]);
+        a.runs(UID, 3).await;
+        pair.writes().await;
+    }
+    pair.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_is_not_the_one_meant_gets_nothing() {
+    let qemu = qemu(10).unwrap();
+    let pair = Pair::new(&qemu).await;
+    let (a, b) = (&pair.a, &pair.b);
+    b.order(vec![incoming(b, 4, "b")]);
+    eventually("the target listens", || listens(b).is_some()).await;
+    a.order(vec![sends(a, 3, listens(b).unwrap(), "c")]);
+    eventually("it sends", || a.side(UID) == Some(SideState::Sending)).await;
+    let memory_sent = || std::fs::metadata(b.run_directory(UID).join("q/in.sock")).is_ok();
+    eventually("the target waits in vain", memory_sent).await;
+    pair.writes().await;
+    let cancel = match sends(a, 3, listens(b).unwrap(), "c").role {
+        Role::Owner(owner) => {
+            let outgoing = owner.outgoing.clone().map(|outgoing| Outgoing { cancel: true, ..outgoing });
+            owns(UID, 3, Owner { outgoing, ..*owner })
+        }
+        _ => unreachable!(),
+    };
+    a.order(vec![cancel]);
+    eventually("it stays", || matches!(a.side(UID), Some(SideState::Kept { .. }))).await;
+    pair.writes().await;
+    pair.end().await;
+}
