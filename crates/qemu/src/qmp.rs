@@ -8,12 +8,16 @@ pub mod block;
 pub mod client;
 /// What QEMU tells unasked.
 pub mod event;
+/// QEMU as a network block server.
+pub mod export;
 /// Plugging and unplugging devices.
 pub mod hotplug;
 /// The machine as a whole: run state, power, processors it could have.
 pub mod machine;
 /// Live migration and what forecasts it.
 pub mod migration;
+/// Copying disks while their guest writes.
+pub mod mirror;
 /// Which commands, arguments and events a QEMU knows.
 pub mod schema;
 

@@ -13,7 +13,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use sterna_qemu::config::{Config, Disk, Format, Nic, Place, Source};
+use sterna_qemu::qmp::export::{NbdExport, Removal};
 use sterna_qemu::qmp::migration::{Address, Announcement, Capability, Parameters};
+use sterna_qemu::qmp::mirror::{CopyMode, Depth, Mirror, NbdNode, OnError};
 use sterna_qemu::qmp::{Client, Greeting, Options, Schema};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use world::{Binary, Qemu, folder, machine, qemu};
@@ -65,6 +67,22 @@ fn nic() -> Nic {
     }
 }
 
+fn mirror() -> Mirror {
+    Mirror {
+        job: "m".into(),
+        node: "n".into(),
+        target: "t".into(),
+        depth: Depth::Full,
+        copy_mode: CopyMode::Background,
+        buffer: Some(1 << 20),
+        granularity: Some(1 << 16),
+        on_source_error: OnError::Report,
+        on_target_error: OnError::Stop,
+        auto_finalize: true,
+        auto_dismiss: true,
+    }
+}
+
 fn parameters() -> Parameters {
     Parameters {
         max_bandwidth: Some(1),
@@ -112,12 +130,32 @@ async fn everything(schema: &Schema, binary_machine: &str) -> Sent {
     let _ = (qmp.calc_dirty_rate(schema, Duration::from_secs(1)).await, qmp.query_dirty_rate().await);
     let _ = (qmp.add_disk(&disk(), 1).await, qmp.add_nic(&nic(), &machine).await);
     let _ = (qmp.remove_device("d").await, qmp.remove_node("n").await, qmp.remove_netdev("n").await);
+    let _ = qmp.query_memory_size().await;
+    copying(&qmp, schema).await;
     sent.lock().unwrap().clone()
 }
 
+/// The part of [`everything`] about disks that are copied.
+async fn copying(qmp: &Client, schema: &Schema) {
+    let node = NbdNode {
+        node: "t".into(),
+        socket: "/s".into(),
+        export: "e".into(),
+        reconnect_delay: Duration::ZERO,
+    };
+    let export = NbdExport { id: "x".into(), node: "n".into(), name: "e".into(), is_writable: true };
+    let _ = (qmp.add_nbd_node(&node).await, qmp.mirror(&mirror()).await, qmp.query_block_jobs().await);
+    let _ = qmp.make_write_blocking(schema, "m").await;
+    let _ = (qmp.finish_mirror("m").await, qmp.abort_mirror("m").await);
+    let _ = (qmp.finalize_job("m").await, qmp.dismiss_job("m").await);
+    let _ = (qmp.nbd_server_start(Path::new("/s")).await, qmp.nbd_server_stop().await);
+    let _ = (qmp.add_nbd_export(&export).await, qmp.query_exports().await);
+    let _ = (qmp.remove_export("x", Removal::Safe).await, qmp.remove_export("x", Removal::Hard).await);
+}
+
 /// Fields of the other kinds of an argument that depends on another one (`driver`, `type`) are in variants,
-/// which real QEMU checks in `tests/boots.rs`.
-const OPEN: [&str; 3] = ["device_add", "blockdev-add", "netdev_add"];
+/// which real QEMU checks in `tests/boots.rs` and `tests/mirror.rs`.
+const OPEN: [&str; 5] = ["device_add", "blockdev-add", "netdev_add", "block-export-add", "block-job-change"];
 
 async fn check(schema: &Schema, version: &str, machine: &str) {
     for (command, arguments) in everything(schema, machine).await {
@@ -189,7 +227,8 @@ async fn guards_read_the_schema() {
     let names = |sent: Sent| sent.into_iter().map(|(command, _)| command).collect::<BTreeSet<_>>();
     let sent_to_old = names(everything(&old, "pc-q35-7.2").await);
     let sent_to_new = names(everything(&new, "pc-q35-10.0").await);
-    assert_eq!(sent_to_new.difference(&sent_to_old).collect::<Vec<_>>(), ["blockdev-set-active"]);
+    let only_new: Vec<&String> = sent_to_new.difference(&sent_to_old).collect();
+    assert_eq!(only_new, ["block-job-change", "blockdev-set-active"]);
 }
 
 #[tokio::test]
@@ -197,7 +236,9 @@ async fn no_command_in_the_code_is_left_out_here() {
     let sent = everything(&kept("10.0"), "pc-q35-10.0").await;
     let sent: BTreeSet<String> = sent.into_iter().map(|(command, _)| command).collect();
     let mut written = BTreeSet::new();
-    for file in ["client.rs", "block.rs", "hotplug.rs", "machine.rs", "migration.rs"] {
+    for file in
+        ["client.rs", "block.rs", "export.rs", "hotplug.rs", "machine.rs", "migration.rs", "mirror.rs"]
+    {
         let text = source(file);
         let code = text.split("#[cfg(test)]").next().unwrap();
         for mark in [".done(", ".execute(", ".execute_within", ".execute::<"] {

@@ -12,6 +12,9 @@ use sterna_qemu::config::{Accel, Config, Cpu, Disk, Format, Monitor, Place, Seri
 use sterna_qemu::qmp::{Client, Options};
 use sterna_qemu::version::{MachineType, Version};
 
+/// Two of them, between which a disk moves.
+pub mod disks;
+
 /// Number under which QEMU finds its end of the QMP socketpair.
 const QMP_FD: i32 = 3;
 
