@@ -6,6 +6,8 @@ iproute2|network namespaces, bridges and VXLAN of the lab
 nftables|firewall rules of a host
 procps|sysctl for bridges
 dnsmasq-base|hands out the addresses of overlay networks
+wireguard-go|encrypts what goes to other datacentres where the kernel cannot
+wireguard-tools|sets up that tunnel
 xorriso|writes cloud-init disks
 iputils-ping|round trips in sterna host check
 "

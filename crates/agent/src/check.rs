@@ -19,6 +19,8 @@ mod peers;
 mod programs;
 /// Whether QEMU runs guests here.
 mod qemu;
+/// The encrypted way to other datacentres.
+mod tunnel;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -105,17 +107,19 @@ pub fn verdict(findings: &[Finding]) -> Level {
 
 /// Everything that is worth knowing, in a fixed order. Takes 1 to 6 s, most of it for running small guests.
 pub async fn run(options: &Options) -> Vec<Finding> {
-    let (guests, peers, server, kernel, firewall) = tokio::join!(
+    let (guests, peers, server, kernel, firewall, tunnel) = tokio::join!(
         qemu::check(&options.qemu),
         peers::check(&options.peers),
         network::check_server(options.server.as_deref()),
         kernel::check(),
         network::check_firewall(),
+        tunnel::check(),
     );
     let mut findings = guests;
     findings.extend(cpu::check());
     findings.extend(programs::check(&options.data_dir));
     findings.extend(kernel);
+    findings.push(tunnel);
     findings.extend(clock::check(options.clock_ahead_ms));
     findings.extend(network::check_ports());
     findings.extend(firewall);

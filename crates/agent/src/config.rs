@@ -13,6 +13,9 @@ const RUN_AS: u32 = 64_711;
 /// A VM sent away for a repair or an outage is back within days.
 const FORMER_KEPT: Span = Span::from_secs(7 * 24 * 3600);
 
+/// Beside WireGuard's usual one, which the machine may use for itself.
+pub const TUNNEL_PORT: u16 = 51_830;
+
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -41,6 +44,11 @@ pub struct Config {
     pub address: Option<IpAddr>,
     #[serde(default)]
     pub storage_address: Option<IpAddr>,
+    /// Where hosts of other datacentres send to, encrypted; UDP. Absent: `address`.
+    #[serde(default)]
+    pub tunnel_address: Option<IpAddr>,
+    #[serde(default = "default_tunnel_port")]
+    pub tunnel_port: u16,
     /// Instead of the machine's own number; for several hosts on one machine.
     #[serde(default)]
     pub cpus: Option<u32>,
@@ -86,6 +94,10 @@ fn default_qemu() -> PathBuf {
 
 fn default_run_as() -> u32 {
     RUN_AS
+}
+
+fn default_tunnel_port() -> u16 {
+    TUNNEL_PORT
 }
 
 fn default_former_kept() -> Span {

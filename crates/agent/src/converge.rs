@@ -102,7 +102,7 @@ where
 
     async fn converge(&self, assignment: &Assignment) {
         let (networks, pools) = tokio::join!(
-            self.networks.ensure(&assignment.networks),
+            self.networks.ensure(&assignment.networks, assignment.tunnel.as_ref()),
             self.storage.ensure_pools(&assignment.pools),
         );
         // After the pools: a volume in a new one would fail and be tried again later.
@@ -115,7 +115,8 @@ where
             }
             Err(error) => tracing::warn!(%error, "networks could not be made"),
         }
-        if self.pools.set(pools) {
+        let is_pool_news = self.pools.set(pools);
+        if self.networks.is_tunnel_news() || is_pool_news {
             self.ports.reports.report((self.host)());
         }
     }

@@ -12,6 +12,7 @@ use sterna_base::units::Bytes;
 use sterna_model::cpu::{Accel, CpuReport};
 use sterna_model::host::{HostReport, LinkState, PoolSeen};
 use sterna_model::meta::Name;
+use sterna_model::tunnel::TunnelSeen;
 use sterna_qemu::config;
 use sterna_qemu::probe::{self, Inspection};
 
@@ -96,6 +97,7 @@ pub fn report(
     config: &Config,
     probed: &Probed,
     pools: BTreeMap<Name, PoolSeen>,
+    tunnel: Option<TunnelSeen>,
 ) -> anyhow::Result<HostReport> {
     let cpus = match config.cpus {
         Some(cpus) => cpus,
@@ -118,6 +120,7 @@ pub fn report(
         memory,
         cpu: cpu_report(&probed.inspection),
         pools,
+        tunnel,
         // Both are the server's to say.
         link: LinkState::default(),
         since: Timestamp::default(),

@@ -3,8 +3,9 @@
 //! ```text
 //!   guest ── tap ──┐
 //!   guest ── tap ──┤ bridge sterna-bN ── host_address (this host on the segment), DHCP for this host's own guests
-//!                  ├── sterna-xN  VXLAN to the other hosts            ┐ isolated from each other: the gateway's
-//!                  └── sterna-hN ══ sterna-gN  gateway address, MAC   ┘ frames never leave this host
+//!                  ├── sterna-xN  VXLAN to the hosts of this datacentre         ┐ isolated from each other: the
+//!                  ├── sterna-fN  VXLAN through the tunnel to the others        │ gateway's frames never leave this
+//!                  └── sterna-hN ══ sterna-gN  gateway address, MAC             ┘ host, no frame passes through it
 //! ```
 //!
 //! The gateway has the same address and MAC on every host, so that a guest keeps its default route when it moves.
@@ -12,6 +13,7 @@
 //! the mark [`name::TAP_MARK`], and [`Networks::leave`] removes exactly that.
 
 mod bridge;
+mod daemon;
 mod dhcp;
 mod filter;
 mod forwarding;
@@ -20,6 +22,8 @@ pub mod name;
 mod overlay;
 mod tap;
 mod tool;
+mod tunnel;
+mod wireguard;
 mod world;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,12 +32,16 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use sterna_model::meta::Name;
-use sterna_model::network::Cidr;
-use sterna_wire::assignment::{NetworkAssignment, NetworkKind};
+use sterna_model::network::{Cidr, OVERLAY_MTU};
+use sterna_model::tunnel::TunnelSeen;
+use sterna_wire::assignment::{NetworkAssignment, NetworkKind, Tunnel as WantedTunnel};
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
+use overlay::Far;
 pub use tap::Tap;
+pub use tunnel::Settings as TunnelSettings;
+use tunnel::{Keeper, Tunnel};
 use world::World;
 
 /// An unchanged assignment is compared with the machine again after this long, in case someone else changed it.
@@ -46,6 +54,10 @@ pub enum Error {
     Missing { tool: &'static str, package: &'static str },
     #[error("this host's address {0} is on none of its devices")]
     NoUnderlay(IpAddr),
+    #[error("the device of this host's address has an MTU of {mtu}; {least} is needed")]
+    SmallUnderlay { mtu: u32, least: u32 },
+    #[error("this host has no end of the tunnel between datacentres")]
+    NoTunnel,
     #[error("there is no bridge `{bridge}` on this host; make it, with the physical device as its port")]
     NoBridge { bridge: String },
     #[error("`{bridge}` is a device of kind `{kind}`, not a bridge")]
@@ -64,23 +76,41 @@ pub enum Error {
     Io { action: String, source: std::io::Error },
 }
 
+impl Error {
+    /// With its cause, for people.
+    fn explain(&self) -> String {
+        match std::error::Error::source(self) {
+            Some(source) => format!("{self}: {source}"),
+            None => self.to_string(),
+        }
+    }
+}
+
 /// The networks of this host. Shared by all VM tasks.
 pub struct Networks {
     dir: PathBuf,
     underlay: IpAddr,
     /// The user that QEMU runs as: owner of the taps.
     run_as: u32,
+    tunnel: Tunnel,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
     /// What the last [`Networks::ensure`] was asked for, and when it compared it with the machine.
-    applied: Option<(Vec<NetworkAssignment>, Instant)>,
+    applied: Option<Applied>,
     ready: BTreeMap<Name, Ready>,
     failed: BTreeMap<Name, String>,
     filter: Option<String>,
     dhcp: BTreeMap<u32, dhcp::Server>,
+    keeper: Option<Keeper>,
+}
+
+struct Applied {
+    networks: Vec<NetworkAssignment>,
+    tunnel: Option<WantedTunnel>,
+    at: Instant,
 }
 
 /// A network that ports can be added to.
@@ -95,21 +125,53 @@ impl Networks {
     /// `underlay`: this host's address that the other hosts reach it by.
     #[must_use]
     pub fn new(run_dir: &Path, underlay: IpAddr, run_as: u32) -> Self {
-        Self { dir: run_dir.join("net"), underlay, run_as, state: Mutex::default() }
+        let dir = run_dir.join("net");
+        let tunnel = Tunnel::new(None, dir.join("tunnel.log"), underlay);
+        Self { dir, underlay, run_as, tunnel, state: Mutex::default() }
+    }
+
+    /// With an end of the tunnel to other datacentres, if this machine can have one.
+    #[must_use]
+    pub fn with_tunnel(mut self, settings: TunnelSettings) -> Self {
+        self.tunnel = Tunnel::new(Some(settings), self.dir.join("tunnel.log"), self.underlay);
+        self
+    }
+
+    /// Finds out whether this machine can have an end of the tunnel: the first report must say it.
+    pub async fn observe_tunnel(&self) -> Result<(), Error> {
+        self.tunnel.observe(&World::observe().await?).await;
+        Ok(())
+    }
+
+    /// This host's end of the tunnel, for its report.
+    pub fn tunnel_seen(&self) -> Option<TunnelSeen> {
+        self.tunnel.seen()
+    }
+
+    /// Whether [`Self::tunnel_seen`] changed since the last call.
+    pub fn is_tunnel_news(&self) -> bool {
+        self.tunnel.is_news()
     }
 
     /// Makes the machine have these networks and no others. What fails is returned by network, and does not keep the
-    /// others from being made. An overlay that still has ports of VMs is kept.
-    pub async fn ensure(&self, wanted: &[NetworkAssignment]) -> Result<BTreeMap<Name, Error>, Error> {
+    /// others from being made. An overlay that still has ports of VMs is kept. Without the tunnel networks reach this
+    /// datacentre only; why is in the report of it.
+    pub async fn ensure(
+        &self,
+        wanted: &[NetworkAssignment],
+        tunnel: Option<&WantedTunnel>,
+    ) -> Result<BTreeMap<Name, Error>, Error> {
         let mut state = self.state.lock().await;
-        if state.is_current(wanted) {
+        if !self.tunnel.has_ended() && state.is_current(wanted, tunnel) {
             return self.ensure_leases(&mut state, wanted).await;
         }
+        let far = self.ensure_tunnel(&mut state, tunnel).await?;
+        // What leans on an end that was made anew went with the old one.
         let world = World::observe().await?;
         let mut failed = BTreeMap::new();
         let mut ready = BTreeMap::new();
         for network in wanted {
-            match self.ensure_one(&world, network).await {
+            match self.ensure_one(&world, network, far.as_ref()).await {
                 Ok(made) => drop(ready.insert(network.name.clone(), made)),
                 Err(error) => drop(failed.insert(network.name.clone(), error)),
             }
@@ -125,8 +187,21 @@ impl Networks {
         }
         state.ready = ready;
         state.failed = failed.iter().map(|(name, error)| (name.clone(), error.to_string())).collect();
-        state.applied = Some((wanted.to_vec(), Instant::now()));
+        // A tunnel that failed is tried again with the next look.
+        let is_whole = tunnel.is_none() || far.is_some();
+        let applied = Applied { networks: wanted.to_vec(), tunnel: tunnel.cloned(), at: Instant::now() };
+        state.applied = is_whole.then_some(applied);
         Ok(failed)
+    }
+
+    async fn ensure_tunnel(
+        &self,
+        state: &mut State,
+        wanted: Option<&WantedTunnel>,
+    ) -> Result<Option<Far>, Error> {
+        let world = World::observe().await?;
+        self.tunnel.observe(&world).await;
+        Ok(self.tunnel.ensure(&mut state.keeper, &world, wanted).await)
     }
 
     /// Other leases, the networks as they were: a VM that comes or goes changes only files of the DHCP server.
@@ -135,15 +210,15 @@ impl Networks {
         state: &mut State,
         wanted: &[NetworkAssignment],
     ) -> Result<BTreeMap<Name, Error>, Error> {
-        if state.applied.as_ref().is_none_or(|(last, _)| last == wanted) {
+        if state.applied.as_ref().is_none_or(|last| last.networks == wanted) {
             return Ok(BTreeMap::new());
         }
         for network in wanted {
             let Some(mtu) = state.ready.get(&network.name).map(|ready| ready.mtu) else { continue };
             self.ensure_dhcp(state, network, mtu).await?;
         }
-        if let Some((last, _)) = &mut state.applied {
-            *last = wanted.to_vec();
+        if let Some(last) = &mut state.applied {
+            last.networks = wanted.to_vec();
         }
         Ok(BTreeMap::new())
     }
@@ -186,6 +261,7 @@ impl Networks {
         let lines: Vec<_> =
             taps.chain(name::ours(&world)).map(|name| format!("link del dev {name}")).collect();
         tool::ip_batch(&lines).await?;
+        tunnel::remove(&mut state.keeper, &world).await?;
         filter::remove().await?;
         forwarding::restore(&self.dir)?;
         *state = State::default();
@@ -197,24 +273,36 @@ impl Networks {
         }
     }
 
-    async fn ensure_one(&self, world: &World, network: &NetworkAssignment) -> Result<Ready, Error> {
+    async fn ensure_one(
+        &self,
+        world: &World,
+        network: &NetworkAssignment,
+        tunnel: Option<&Far>,
+    ) -> Result<Ready, Error> {
         match &network.kind {
-            NetworkKind::Overlay { vni, cidr, host_address, peers, .. } => {
+            NetworkKind::Overlay { vni, cidr, host_address, peers, far, .. } => {
+                let (mtu, least) =
+                    (world.underlay_mtu(self.underlay)?, OVERLAY_MTU + overlay::overhead(self.underlay));
+                if mtu < least {
+                    return Err(Error::SmallUnderlay { mtu, least });
+                }
+                let largest = world.largest_tap_on(&name::bridge(*vni)).unwrap_or(OVERLAY_MTU);
                 let overlay = overlay::Overlay {
                     vni: *vni,
                     cidr: *cidr,
                     host_address: *host_address,
                     underlay: self.underlay,
-                    mtu: world.underlay_mtu(self.underlay)? - overlay::overhead(self.underlay),
+                    mtu: largest.max(OVERLAY_MTU),
+                    far: tunnel.cloned(),
                 };
                 if world.link(&name::bridge(*vni)).is_none() {
                     // It would stay bound to a bridge that is gone. Its keeper starts a new one.
                     dhcp::end_strays(&dhcp::dir(&self.dir, *vni)).await;
                 }
                 overlay.ensure(world).await?;
-                overlay.ensure_peers(peers).await?;
+                overlay.ensure_peers(peers, far).await?;
                 forwarding::ensure(&self.dir)?;
-                Ok(Ready { bridge: name::bridge(*vni), mtu: overlay.mtu, vlan: None })
+                Ok(Ready { bridge: name::bridge(*vni), mtu: OVERLAY_MTU, vlan: None })
             }
             NetworkKind::Bridge { bridge, vlan } => bridge::check(world, bridge, *vlan),
         }
@@ -274,11 +362,12 @@ impl Networks {
 
 impl State {
     /// Whether the machine was lately seen to have these networks, whatever their leases.
-    fn is_current(&self, wanted: &[NetworkAssignment]) -> bool {
-        let is_unchanged = |(last, at): &(Vec<NetworkAssignment>, Instant)| {
-            at.elapsed() < RECHECK
-                && last.len() == wanted.len()
-                && last.iter().zip(wanted).all(|(last, wanted)| is_same_network(last, wanted))
+    fn is_current(&self, wanted: &[NetworkAssignment], tunnel: Option<&WantedTunnel>) -> bool {
+        let is_unchanged = |last: &Applied| {
+            last.at.elapsed() < RECHECK
+                && last.tunnel.as_ref() == tunnel
+                && last.networks.len() == wanted.len()
+                && last.networks.iter().zip(wanted).all(|(last, wanted)| is_same_network(last, wanted))
         };
         self.failed.is_empty() && self.applied.as_ref().is_some_and(is_unchanged)
     }

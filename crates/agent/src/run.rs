@@ -4,7 +4,7 @@
 //! known. A guest never waits for any of it.
 
 use std::ffi::OsString;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -27,7 +27,7 @@ use crate::link::outbox::Outbox;
 use crate::link::tls::Identity;
 use crate::link::{Ends, Link};
 use crate::machine::MachineResources;
-use crate::network::Networks;
+use crate::network::{Networks, TunnelSettings};
 use crate::process;
 use crate::qemu_hypervisor::{QemuHypervisor, Settings};
 use crate::storage::{self, Storage, User};
@@ -69,8 +69,7 @@ async fn start(config: &Config, shim: Vec<OsString>, scope: &Scope) -> anyhow::R
     let is_up = watch::Sender::new(false);
     let assigned = watch::Sender::new(None);
     let storage = storage(config, &identity).await?;
-    let networks =
-        Arc::new(Networks::new(&config.run_dir, address(config, &identity).await?, config.run_as_uid));
+    let networks = Arc::new(networks(config, &identity).await?);
     let files = Files::open(&config.data_dir, &config.run_dir).context("open the records")?;
     files.prune(SystemTime::now()).context("clean the records")?;
     let ports = Arc::new(Ports {
@@ -91,7 +90,7 @@ async fn start(config: &Config, shim: Vec<OsString>, scope: &Scope) -> anyhow::R
     let fleet = Fleet::new(Arc::clone(&ports), scope.clone());
     let is_complete = adopt_all(config, &ports, &fleet).await;
     let pools = Arc::new(Pools::default());
-    let host = host_row(config.clone(), probed, Arc::clone(&pools));
+    let host = host_row(config.clone(), probed, Arc::clone(&pools), Arc::clone(&networks));
     let converger = Converger {
         ports: Arc::clone(&ports),
         storage: storage.clone(),
@@ -128,6 +127,17 @@ async fn address(config: &Config, identity: &Identity) -> anyhow::Result<IpAddr>
             converge::address_towards(server).context("find our own address")
         }
     }
+}
+
+async fn networks(config: &Config, identity: &Identity) -> anyhow::Result<Networks> {
+    let address = address(config, identity).await?;
+    let tunnel = TunnelSettings {
+        key: config.data_dir.join("tunnel.key"),
+        endpoint: SocketAddr::new(config.tunnel_address.unwrap_or(address), config.tunnel_port),
+    };
+    let networks = Networks::new(&config.run_dir, address, config.run_as_uid).with_tunnel(tunnel);
+    networks.observe_tunnel().await.context("look at the machine's network")?;
+    Ok(networks)
 }
 
 async fn storage(config: &Config, identity: &Identity) -> anyhow::Result<Storage> {
@@ -196,8 +206,13 @@ async fn adopt_all(
     found.is_complete
 }
 
-fn host_row(config: Config, probed: Probed, pools: Arc<Pools>) -> Arc<dyn Fn() -> Up + Send + Sync> {
-    Arc::new(move || match host::report(&config, &probed, pools.seen()) {
+fn host_row(
+    config: Config,
+    probed: Probed,
+    pools: Arc<Pools>,
+    networks: Arc<Networks>,
+) -> Arc<dyn Fn() -> Up + Send + Sync> {
+    Arc::new(move || match host::report(&config, &probed, pools.seen(), networks.tunnel_seen()) {
         Ok(report) => Up::Host(Box::new(report)),
         Err(error) => Up::Event {
             kind: "host".to_owned(),

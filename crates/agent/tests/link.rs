@@ -62,6 +62,7 @@ impl Server {
             networks: vec![],
             pools: vec![],
             volumes: vec![],
+            tunnel: None,
         };
         let server = Arc::new(Self {
             address: listener.local_addr().unwrap(),

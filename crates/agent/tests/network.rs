@@ -19,14 +19,14 @@ fn guests_get_their_address_and_reach_each_other_and_the_world() {
     place.hosts[1].ensure(overlay(&place, 1, std::slice::from_ref(&db)));
     let (web, db) = (place.guest(0, &web), place.guest(1, &db));
     let said = web.dhcp(5);
-    assert_eq!(said.as_deref(), Some("bound 10.64.0.50 10.64.0.1 1450"));
+    assert_eq!(said.as_deref(), Some("bound 10.64.0.50 10.64.0.1 1350"));
     assert!(db.dhcp(5).is_some());
     for to in ["10.64.0.51", "10.64.0.1", "10.64.0.2", "10.64.0.3"] {
         assert!(web.pings(to), "{to}");
     }
     assert!(web.pings("10.77.0.254"), "the world outside, through the gateway");
     // A full-size packet crosses whole.
-    assert!(web.pings_with("10.64.0.51", &["-s", "1422"]));
+    assert!(web.pings_with("10.64.0.51", &["-s", "1322"]));
 }
 
 #[test]

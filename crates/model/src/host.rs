@@ -10,6 +10,7 @@ use utoipa::ToSchema;
 
 use crate::cpu::{Accel, CpuReport};
 use crate::meta::Name;
+use crate::tunnel::TunnelSeen;
 
 /// Written when a host joins; people change the cordon and the labels.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -69,6 +70,9 @@ pub struct HostReport {
     /// Storage pools by name: reachable, or why not.
     #[serde(default)]
     pub pools: BTreeMap<Name, PoolSeen>,
+    /// Absent: the agent is of a version without tunnels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tunnel: Option<TunnelSeen>,
     #[serde(default)]
     pub link: LinkState,
     /// When `link` last changed.

@@ -36,6 +36,8 @@ pub mod pool;
 pub mod status;
 /// Who may talk to the API.
 pub mod token;
+/// The encrypted way between hosts of different datacentres.
+pub mod tunnel;
 /// Virtual servers.
 pub mod vm;
 /// Virtual disks.

@@ -36,6 +36,11 @@ pub enum NetworkKind {
     },
 }
 
+/// The largest packet on an overlay network, the same on every host and in every datacentre, so that no move changes it.
+/// A frame to another datacentre must fit the usual 1500 bytes: less 80 for WireGuard over IPv6 (40 IPv6, 8 UDP, 32 its
+/// own) and 70 for VXLAN over IPv6 inside it (40 IPv6, 8 UDP, 8 VXLAN, 14 Ethernet).
+pub const OVERLAY_MTU: u32 = 1500 - 80 - 70;
+
 /// What control chose for an overlay.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NetworkDecision {

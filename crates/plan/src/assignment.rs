@@ -16,6 +16,7 @@ use sterna_wire::assignment::{
 };
 
 use crate::migration;
+use crate::tunnel;
 use crate::view::{Host, View, Vm};
 
 /// The whole assignment of a host; empty for a host that has not joined.
@@ -28,12 +29,14 @@ pub fn assignment(view: &View, host: &Name) -> Assignment {
         networks: Vec::new(),
         pools: Vec::new(),
         volumes: Vec::new(),
+        tunnel: None,
     };
     if let Some(host) = view.host(host) {
         let arriving = view.migrations_on(host.name).filter_map(|(_, spec, _)| view.vm(&spec.vm));
         let vms: BTreeMap<_, _> = view.vms_on(host.name).chain(arriving).map(|vm| (vm.name, vm)).collect();
         assignment.vms = vms.values().filter_map(|vm| of_vm(view, vm, &host)).collect();
-        assignment.networks = networks(view, &host, &assignment.vms);
+        assignment.tunnel = tunnel::of(view, &host);
+        assignment.networks = networks(view, &host, &assignment);
         assignment.pools = pools(view, &host);
         assignment.volumes = volumes(view, &host);
     }
@@ -169,7 +172,7 @@ fn carry(view: &View, name: &Name, moving: &MigrationDecision, machine: &Machine
     })
 }
 
-fn networks(view: &View, host: &Host<'_>, vms: &[VmAssignment]) -> Vec<NetworkAssignment> {
+fn networks(view: &View, host: &Host<'_>, told: &Assignment) -> Vec<NetworkAssignment> {
     view.networks
         .iter()
         .filter_map(|(name, entry)| {
@@ -178,16 +181,14 @@ fn networks(view: &View, host: &Host<'_>, vms: &[VmAssignment]) -> Vec<NetworkAs
                 Kind::Bridge { bridge, vlan } => NetworkKind::Bridge { bridge: bridge.clone(), vlan: *vlan },
                 Kind::Overlay { cidr } => {
                     let decision = entry.decision.as_ref()?;
-                    let others = decision.hosts.keys().filter(|other| *other != host.name);
+                    let (peers, far) = tunnel::peers(view, host, decision, told.tunnel.as_ref());
                     NetworkKind::Overlay {
                         vni: decision.vni,
                         cidr: *cidr,
                         host_address: *decision.hosts.get(host.name)?,
-                        peers: others
-                            .filter_map(|other| view.host(other))
-                            .map(|other| other.spec.addresses.management)
-                            .collect(),
-                        leases: leases(name, vms),
+                        peers,
+                        far,
+                        leases: leases(name, &told.vms),
                     }
                 }
             };

@@ -36,6 +36,8 @@ pub mod route;
 pub mod start;
 /// What users see, from a view.
 pub mod status;
+/// The encrypted way between hosts of different datacentres.
+mod tunnel;
 /// The read-consistent copy of the store.
 pub mod view;
 /// Pools and hosts for volumes.

@@ -360,6 +360,7 @@ impl Agent {
                 machines: ["pc-q35-10.0".to_owned()].into(),
             },
             pools: [(pool, PoolSeen::Ready { capacity: Bytes::gib(100), port: None })].into(),
+            tunnel: None,
             link: LinkState::Silent,
             since: self.world.now(),
         }

@@ -1,6 +1,6 @@
 //! All that is decided about one host. Complete each time: an agent converges on the newest and forgets the older.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 use sterna_base::units::{Bytes, Span};
@@ -8,6 +8,7 @@ use sterna_model::image::Format;
 use sterna_model::meta::Name;
 use sterna_model::network::{Cidr, Mac};
 use sterna_model::pool::PoolKind;
+use sterna_model::tunnel::PublicKey;
 use sterna_model::vm::{CloudInit, Hardware, Power};
 use sterna_model::volume::ImageRef;
 use uuid::Uuid;
@@ -25,6 +26,27 @@ pub struct Assignment {
     pub pools: Vec<PoolAssignment>,
     #[serde(default)]
     pub volumes: Vec<VolumeAssignment>,
+    /// Absent: there is no other datacentre that this host can reach.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tunnel: Option<Tunnel>,
+}
+
+/// The encrypted way to the hosts of other datacentres.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tunnel {
+    /// This host's address in it.
+    pub address: Ipv6Addr,
+    pub peers: Vec<TunnelPeer>,
+}
+
+/// One host of another datacentre.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TunnelPeer {
+    pub host: Name,
+    pub public_key: PublicKey,
+    pub endpoint: SocketAddr,
+    /// The only one that it may send from.
+    pub address: Ipv6Addr,
 }
 
 /// One VM that this host has something to do with.
@@ -129,9 +151,12 @@ pub enum NetworkKind {
         cidr: Cidr,
         /// This host's own address on the segment.
         host_address: Ipv4Addr,
-        /// Underlay addresses of the *other* hosts on the segment; never this host's own (a host that is in its own
+        /// Underlay addresses of the *other* hosts on the segment in the same datacentre; never this host's own (a host that is in its own
         /// flood list learns its own guest behind itself).
         peers: Vec<IpAddr>,
+        /// Addresses in the tunnel of the hosts in other datacentres.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        far: Vec<Ipv6Addr>,
         /// For the VMs that this host owns or takes in.
         leases: Vec<Lease>,
     },

@@ -41,17 +41,27 @@ pub async fn check() -> Vec<Finding> {
 type Tried = Result<Vec<(&'static str, &'static str, Option<String>)>, String>;
 
 fn try_devices() -> Tried {
+    let tried =
+        || DEVICES.iter().map(|(name, arguments, module)| (*name, *module, try_ip(arguments))).collect();
+    in_scratch_network(tried)
+}
+
+/// In a network namespace of its own, which goes with the end of `work`.
+pub(super) fn in_scratch_network<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, String> {
     // A thread of the pool must not be left in the new namespace.
     let thread = std::thread::spawn(|| {
         // SAFETY: only this thread's network changes; it shares no descriptor table, memory or files by this flag.
         let unshared = unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) };
         unshared.map_err(|error| format!("a network namespace cannot be made: {error}"))?;
-        Ok(DEVICES.iter().map(|(name, arguments, module)| (*name, *module, try_ip(arguments))).collect())
+        Ok(work())
     });
     thread.join().unwrap_or_else(|_| Err("the trial ended early".to_owned()))
 }
 
-fn try_ip(arguments: &[&str]) -> Option<String> {
+/// `None`: it was done.
+pub(super) fn try_ip(arguments: &[&str]) -> Option<String> {
     let output = Command::new("ip").args(arguments).env("LC_ALL", "C").stdin(Stdio::null()).output();
     match output {
         Ok(output) if output.status.success() => None,

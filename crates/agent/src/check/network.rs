@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 use tokio::process::Command;
 
 use super::Finding;
+use crate::config::TUNNEL_PORT;
 
 /// VXLAN (RFC 7348).
 const VXLAN_PORT: u16 = 4789;
@@ -101,7 +102,7 @@ fn judge_firewall(chains: &Value) -> Vec<Finding> {
     let mut findings = Vec::new();
     if let Some(chain) = drops("input") {
         let fix = format!(
-            "allow, from the other hosts: {VXLAN_PORT}/udp, {NBD_PORT}-{}/tcp, and tcp of the range for migrations",
+            "allow, from the other hosts: {VXLAN_PORT}/udp, {TUNNEL_PORT}/udp, {NBD_PORT}-{}/tcp, and tcp of the range for migrations",
             NBD_PORT + 99
         );
         findings.push(Finding::warn(
@@ -160,7 +161,7 @@ mod tests {
         assert_eq!(finding.level, Level::Warn);
         assert!(finding.found.starts_with("chain FORWARD of table ip filter"));
         let closed = json!({ "nftables": [chain("input", "drop")] });
-        assert!(judge_firewall(&closed)[0].fix.as_ref().unwrap().contains("4789/udp"));
+        assert!(judge_firewall(&closed)[0].fix.as_ref().unwrap().contains("4789/udp, 51830/udp"));
         assert_eq!(judge_firewall(&json!({}))[0].level, Level::Ok);
     }
 

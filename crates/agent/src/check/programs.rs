@@ -22,14 +22,16 @@ const ROOM_MIN: u64 = 1 << 30;
 const ROOM_GOOD: u64 = 20 << 30;
 
 pub fn check(data_dir: &Path) -> Vec<Finding> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let folders: Vec<PathBuf> =
-        std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]).collect();
-    let is_there = |program: &str| folders.iter().any(|folder| folder.join(program).is_file());
     let mut findings = judge_programs(is_there);
     findings.push(judge_user(rustix::process::geteuid().is_root()));
     findings.push(check_room(data_dir));
     findings
+}
+
+pub(super) fn is_there(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let more: [PathBuf; 2] = ["/usr/sbin".into(), "/sbin".into()];
+    std::env::split_paths(&path).chain(more).any(|folder| folder.join(program).is_file())
 }
 
 fn judge_programs(is_there: impl Fn(&str) -> bool) -> Vec<Finding> {

@@ -1,30 +1,19 @@
 //! Addresses for the guests on this host: one dnsmasq for each overlay, which answers known MACs only.
 //!
-//! The process outlives the agent. A new agent finds it by its arguments, which name this host's directory: nothing
-//! else has to be recorded, so there are never two of them, whenever the agent dies.
+//! The process outlives the agent and is found again by its arguments, which name this host's directory.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use std::time::Duration;
 
-use rustix::fd::OwnedFd;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use sterna_base::backoff::Backoff;
+use rustix::process::Signal;
 use sterna_base::scope::Scope;
 use sterna_model::network::Cidr;
 use sterna_wire::assignment::Lease;
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
-use tokio::process::Command;
 
+use super::daemon::{self, Daemon, Process};
 use super::{Error, name, tool};
 
 const TOOL: &str = "dnsmasq";
-/// Long enough that a process that ends at once does not fill the log.
-const RESTART: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-/// dnsmasq ends within milliseconds of SIGTERM.
-const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Where the files of one segment are.
 pub(super) fn dir(base: &Path, vni: u32) -> PathBuf {
@@ -117,10 +106,6 @@ impl Config {
         std::fs::write(&new, text)?;
         std::fs::rename(new, hosts(&self.dir).join(file))
     }
-
-    fn command_line(&self) -> Vec<String> {
-        std::iter::once(TOOL.to_owned()).chain(self.args.iter().cloned()).collect()
-    }
 }
 
 fn hosts(dir: &Path) -> PathBuf {
@@ -160,11 +145,18 @@ pub(super) struct Server {
 
 impl Server {
     pub(super) fn start(config: Config) -> Result<Self, Error> {
-        if !is_installed() {
+        if !daemon::is_installed(TOOL) {
             return Err(Error::Missing { tool: TOOL, package: tool::package(TOOL) });
         }
         let scope = Scope::new();
-        scope.spawn(keep_running(config.clone()));
+        let serving = Daemon {
+            tool: TOOL,
+            args: config.args.clone(),
+            log: config.dir.join("dnsmasq.log"),
+            device: config.bridge.clone(),
+        };
+        let dir = config.dir.clone();
+        scope.spawn(serving.keep_running(move || find(&dir), || {}));
         Ok(Self { config, scope })
     }
 
@@ -185,112 +177,11 @@ pub(super) async fn end_strays(dir: &Path) {
     }
 }
 
-fn is_installed() -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|dir| dir.join(TOOL).is_file())
-}
-
-async fn keep_running(config: Config) {
-    let mut backoff = Backoff::new(RESTART.0, RESTART.1);
-    loop {
-        match run_once(&config).await {
-            Ok(ran) if ran > RESTART.1 => backoff.reset(),
-            Ok(_) => {}
-            Err(error) => tracing::warn!(bridge = config.bridge, %error, "cannot run dnsmasq"),
-        }
-        tokio::time::sleep(backoff.next_delay()).await;
-        tracing::warn!(bridge = config.bridge, "dnsmasq ended; starting it again");
-    }
-}
-
-/// Adopts the dnsmasq that is there, or starts one, and waits until it ends. Returns how long that took.
-async fn run_once(config: &Config) -> std::io::Result<Duration> {
-    let began = std::time::Instant::now();
-    let want = config.command_line();
-    let mut adopted = None;
-    for process in find(&config.dir) {
-        if adopted.is_none() && process.args == want {
-            adopted = Some(process);
-        } else {
-            process.end().await;
-        }
-    }
-    match adopted {
-        Some(process) => process.exited().await?,
-        None => spawn(config)?.wait().await.map(drop)?,
-    }
-    Ok(began.elapsed())
-}
-
-fn spawn(config: &Config) -> std::io::Result<tokio::process::Child> {
-    let log = std::fs::OpenOptions::new()
-        .create(true)
-        .write(true)
-        .truncate(true)
-        .open(config.dir.join("dnsmasq.log"))?;
-    // Its own process group: Ctrl-C at the agent's terminal is not for it. It stays when the agent ends.
-    Command::new(TOOL)
-        .args(&config.args)
-        .process_group(0)
-        .current_dir("/")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(log)
-        .spawn()
-}
-
-struct Process {
-    args: Vec<String>,
-    handle: OwnedFd,
-}
-
-impl Process {
-    fn open(pid: i32) -> Option<Self> {
-        let handle = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
-        // Read after the handle was opened: both are about the same process.
-        let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-        let args = line.split(|byte| *byte == 0).map(|arg| String::from_utf8_lossy(arg).into_owned());
-        let mut args: Vec<_> = args.collect();
-        args.pop();
-        Some(Self { args, handle })
-    }
-
-    fn is_in(&self, dir: &Path) -> bool {
-        let is_dnsmasq = self.args.first().is_some_and(|program| program.ends_with(TOOL));
-        let mut files = self.args.iter().filter_map(|arg| arg.strip_prefix("--dhcp-hostsdir="));
-        is_dnsmasq && files.any(|hosts| Path::new(hosts).starts_with(dir))
-    }
-
-    /// A process that is gone already needs no signal.
-    fn signal(&self, signal: Signal) {
-        let _ = pidfd_send_signal(&self.handle, signal);
-    }
-
-    async fn exited(self) -> std::io::Result<()> {
-        watch(self.handle)?.readable().await.map(drop)
-    }
-
-    async fn end(self) {
-        self.signal(Signal::TERM);
-        let Ok(handle) = watch(self.handle) else { return };
-        if tokio::time::timeout(PATIENCE, handle.readable()).await.is_err() {
-            let _ = pidfd_send_signal(handle.get_ref(), Signal::KILL);
-            let _ = handle.readable().await;
-        }
-    }
-}
-
-/// Becomes readable when the process has ended.
-fn watch(handle: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an owned descriptor stays the same open one for as long as it lives.
-    let registered = unsafe { AsyncFd::register_with_interest(handle, Interest::READABLE) };
-    Ok(registered?)
-}
-
 fn find(dir: &Path) -> Vec<Process> {
-    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
-    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    pids.filter_map(Process::open).filter(|process| process.is_in(dir)).collect()
+    daemon::find(TOOL, |args| {
+        let mut files = args.iter().filter_map(|arg| arg.strip_prefix("--dhcp-hostsdir="));
+        files.any(|hosts| Path::new(hosts).starts_with(dir))
+    })
 }
 
 #[cfg(test)]
@@ -305,7 +196,7 @@ mod tests {
     #[test]
     fn leases_are_files_that_come_and_go() {
         let dir = tempfile::tempdir().unwrap();
-        let config = Config::new(dir.path().to_owned(), 100, "10.64.0.0/24".parse().unwrap(), 1450);
+        let config = Config::new(dir.path().to_owned(), 100, "10.64.0.0/24".parse().unwrap(), 1350);
         let (a, b) = (lease("5a:00:00:00:00:01", 10), lease("5a:00:00:00:00:02", 11));
         config.ensure_leases(&[a.clone(), b]).unwrap();
         config.ensure_leases(&[Lease { address: std::net::Ipv4Addr::new(10, 64, 0, 12), ..a }]).unwrap();
@@ -317,7 +208,7 @@ mod tests {
     #[test]
     fn an_address_that_another_had_is_noticed_once() {
         let dir = tempfile::tempdir().unwrap();
-        let config = Config::new(dir.path().to_owned(), 100, "10.64.0.0/24".parse().unwrap(), 1450);
+        let config = Config::new(dir.path().to_owned(), 100, "10.64.0.0/24".parse().unwrap(), 1350);
         let is_remembered = || left(dir.path()).join("5a0000000001").exists();
         let (a, b) = (lease("5a:00:00:00:00:01", 10), lease("5a:00:00:00:00:02", 10));
         config.ensure_leases(std::slice::from_ref(&a)).unwrap();
@@ -332,13 +223,13 @@ mod tests {
 
     #[test]
     fn guests_get_the_gateway_the_mtu_and_no_names() {
-        let config = Config::new(PathBuf::from("/run/x"), 100, "10.64.0.0/23".parse().unwrap(), 1450);
+        let config = Config::new(PathBuf::from("/run/x"), 100, "10.64.0.0/23".parse().unwrap(), 1350);
         for arg in [
             "--port=0",
             "--interface=sterna-b64",
             "--dhcp-range=10.64.0.0,static,255.255.254.0,infinite",
             "--dhcp-option=option:router,10.64.0.1",
-            "--dhcp-option-force=option:mtu,1450",
+            "--dhcp-option-force=option:mtu,1350",
             "--dhcp-hostsdir=/run/x/hosts",
         ] {
             assert!(config.args.iter().any(|own| own == arg), "{arg}");

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use sterna_model::network::Cidr;
 
-use super::{Error, name, tool};
+use super::{Error, name, overlay, tool};
 
 /// The whole rule set for these overlays (`nft -f` text). Applying it twice changes nothing.
 pub(super) fn rules(overlays: &[(u32, Cidr)]) -> String {
@@ -16,6 +16,7 @@ pub(super) fn rules(overlays: &[(u32, Cidr)]) -> String {
         let _ = writeln!(raw, "    iifname \"{bridge}\" ip daddr != {cidr} notrack");
         let _ = writeln!(nat, "    ip saddr {cidr} ip daddr != {cidr} oifname != \"sterna-*\" masquerade");
     }
+    let far = overlay::FAR_PORT;
     format!(
         r#"table bridge sterna
 delete table bridge sterna
@@ -23,12 +24,12 @@ table bridge sterna {{
   # Each host answers its own guests: DHCP does not cross to other hosts.
   chain forward {{
     type filter hook forward priority filter; policy accept;
-    iifname "sterna-x*" udp dport {{ 67, 68 }} drop
-    oifname "sterna-x*" udp dport {{ 67, 68 }} drop
+    iifname {{ "sterna-x*", "sterna-f*" }} udp dport {{ 67, 68 }} drop
+    oifname {{ "sterna-x*", "sterna-f*" }} udp dport {{ 67, 68 }} drop
   }}
   chain input {{
     type filter hook input priority filter; policy accept;
-    iifname "sterna-x*" udp dport {{ 67, 68 }} drop
+    iifname {{ "sterna-x*", "sterna-f*" }} udp dport {{ 67, 68 }} drop
   }}
 }}
 table inet sterna
@@ -41,6 +42,15 @@ table inet sterna {{
   chain forward {{
     type filter hook forward priority filter; policy accept;
     iifname "sterna-g*" oifname "sterna-b*" drop
+  }}
+  # Segments between datacentres go through the tunnel, or not at all: neither in nor out in clear.
+  chain input {{
+    type filter hook input priority filter; policy accept;
+    udp dport {far} iifname != "sterna-w*" drop
+  }}
+  chain output {{
+    type filter hook output priority filter; policy accept;
+    udp dport {far} oifname != "sterna-w*" drop
   }}
   chain postrouting {{
     type nat hook postrouting priority srcnat; policy accept;

@@ -16,6 +16,11 @@ pub(super) fn ensure_device_settings(vni: u32) -> Result<(), Error> {
     write(&format!("/proc/sys/net/ipv4/conf/{}/rp_filter", name::gateway(vni)), "2")
 }
 
+/// On one device, whatever the machine has otherwise.
+pub(super) fn allow_ipv6(device: &str) -> Result<(), Error> {
+    write(&format!("/proc/sys/net/ipv6/conf/{device}/disable_ipv6"), "0")
+}
+
 /// Turns forwarding on. What was there before is kept for [`restore`].
 pub(super) fn ensure(dir: &Path) -> Result<(), Error> {
     let failed = |source| Error::Io { action: format!("read {FORWARDING}"), source };

@@ -1,6 +1,6 @@
 //! How devices are called, and which are ours. Names fit the kernel's 15 characters.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use uuid::Uuid;
 
@@ -8,6 +8,7 @@ use super::world::World;
 
 /// Every device of a segment starts with this.
 pub const PREFIX: &str = "sterna-";
+const TUNNEL: &str = "sterna-w";
 /// The alias of a VM's port starts with this; its uid and the number of the NIC follow.
 pub const TAP_MARK: &str = "sterna-vm:";
 
@@ -23,6 +24,25 @@ pub fn vxlan(vni: u32) -> String {
     format!("{PREFIX}x{vni:x}")
 }
 
+/// Its way to the hosts of other datacentres.
+#[must_use]
+pub fn far(vni: u32) -> String {
+    format!("{PREFIX}f{vni:x}")
+}
+
+/// This host's end of the tunnel between datacentres. Userspace WireGuard has a socket of this name for all network
+/// namespaces of a machine, so that it must be this host's alone: the low bits of the address are random.
+#[must_use]
+pub fn tunnel(address: Ipv6Addr) -> String {
+    format!("{TUNNEL}{:07x}", address.to_bits() & 0x0fff_ffff)
+}
+
+/// Whether a device is an end of a tunnel.
+pub(super) fn is_tunnel(device: &str) -> bool {
+    let digits = device.strip_prefix(TUNNEL).filter(|digits| digits.len() == 7);
+    digits.is_some_and(|digits| u32::from_str_radix(digits, 16).is_ok())
+}
+
 /// The bridge's port towards the gateway.
 #[must_use]
 pub fn gateway_port(vni: u32) -> String {
@@ -36,8 +56,8 @@ pub fn gateway(vni: u32) -> String {
 }
 
 /// In the order of removal; the gateway goes with its port.
-pub(super) fn of(vni: u32) -> [String; 3] {
-    [vxlan(vni), gateway_port(vni), bridge(vni)]
+pub(super) fn of(vni: u32) -> [String; 4] {
+    [vxlan(vni), far(vni), gateway_port(vni), bridge(vni)]
 }
 
 /// The segment of a bridge, if it is one of ours.
@@ -49,7 +69,7 @@ pub(super) fn vni_of_bridge(device: &str) -> Option<u32> {
 /// Our segment devices on this machine, such that each can be deleted in turn.
 pub(super) fn ours(world: &World) -> impl Iterator<Item = String> {
     let is_ours = |name: &str| {
-        let digits = name.strip_prefix(PREFIX).and_then(|rest| rest.strip_prefix(['b', 'x', 'h']));
+        let digits = name.strip_prefix(PREFIX).and_then(|rest| rest.strip_prefix(['b', 'x', 'f', 'h']));
         digits.is_some_and(|digits| u32::from_str_radix(digits, 16).is_ok())
     };
     world.names().filter(move |name| is_ours(name)).map(str::to_owned)
@@ -89,6 +109,15 @@ mod tests {
         for foreign in ["sterna-b", "sterna-b007", "sterna-bridge", "br0", "sterna-x64"] {
             assert_eq!(vni_of_bridge(foreign), None, "{foreign}");
         }
+    }
+
+    #[test]
+    fn an_end_of_a_tunnel_is_known_by_its_name_and_is_no_segment() {
+        let device = tunnel("fd53::8123:4567:89ab:cdef".parse().unwrap());
+        assert_eq!((device.as_str(), is_tunnel(&device)), ("sterna-w9abcdef", true));
+        let world = World::parse(&format!(r#"[{{"ifname":"{device}","mtu":1420}}]"#)).unwrap();
+        assert_eq!(ours(&world).count(), 0);
+        assert!(!is_tunnel("sterna-w1") && !is_tunnel("sterna-wireless"));
     }
 
     #[test]

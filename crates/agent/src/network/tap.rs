@@ -73,7 +73,7 @@ async fn alias_of(name: &str) -> Result<Option<String>, Error> {
 }
 
 /// From the kernel's list of this process's own network namespace.
-fn is_device(name: &str) -> Result<bool, Error> {
+pub(super) fn is_device(name: &str) -> Result<bool, Error> {
     let path = "/proc/thread-self/net/dev";
     let text = std::fs::read_to_string(path)
         .map_err(|source| Error::Io { action: format!("read {path}"), source })?;
@@ -101,7 +101,7 @@ mod tests {
     fn only_marked_taps_are_ours() {
         let vm = Uuid::from_u128(5);
         let text = format!(
-            r#"[{{"ifname":"t00000005-0","mtu":1450,"ifalias":"{}","linkinfo":{{"info_kind":"tun"}}}},
+            r#"[{{"ifname":"t00000005-0","mtu":1350,"ifalias":"{}","linkinfo":{{"info_kind":"tun"}}}},
                 {{"ifname":"tap0","mtu":1500,"ifalias":"vpn","linkinfo":{{"info_kind":"tun"}}}},
                 {{"ifname":"tap1","mtu":1500,"linkinfo":{{"info_kind":"tun"}}}}]"#,
             mark(vm, 0)

@@ -70,6 +70,8 @@ pub(super) fn package(tool: &str) -> &'static str {
     match tool {
         "nft" => "nftables",
         "dnsmasq" => "dnsmasq-base",
+        "wg" => "wireguard-tools",
+        "wireguard-go" => "wireguard-go",
         _ => "iproute2",
     }
 }

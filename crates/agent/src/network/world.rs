@@ -84,8 +84,14 @@ impl World {
         self.names().filter_map(name::vni_of_bridge).collect()
     }
 
+    /// The largest MTU of a guest's port on a bridge.
+    pub(super) fn largest_tap_on(&self, bridge: &str) -> Option<u32> {
+        let is_tap = |link: &&Link| link.info.kind == "tun" && link.master.as_deref() == Some(bridge);
+        self.links.iter().filter(is_tap).map(|link| link.mtu).max()
+    }
+
     pub(super) fn has_taps_on(&self, bridge: &str) -> bool {
-        self.links.iter().any(|link| link.info.kind == "tun" && link.master.as_deref() == Some(bridge))
+        self.largest_tap_on(bridge).is_some()
     }
 }
 

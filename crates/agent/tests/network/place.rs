@@ -1,5 +1,7 @@
 //! A small place: a switch, hosts and guests as network namespaces. Gone when dropped, also after a panic.
 
+#![allow(dead_code)] // Not every file of tests needs all of it.
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::future::Future;
@@ -12,24 +14,26 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-use sterna_agent::network::{Networks, Tap};
+use sterna_agent::config::TUNNEL_PORT;
+use sterna_agent::network::{Networks, Tap, TunnelSettings};
 use sterna_model::meta::Name;
-use sterna_wire::assignment::{Lease, NetworkAssignment, NetworkKind};
+use sterna_model::tunnel::TunnelSeen;
+use sterna_wire::assignment::{Lease, NetworkAssignment, NetworkKind, Tunnel};
 use uuid::Uuid;
 
 const RUN_AS: u32 = 64711;
 const PORT: u16 = 7777;
 
 pub struct Place {
-    prefix: String,
+    pub prefix: String,
     pub hosts: Vec<Host>,
     _dir: tempfile::TempDir,
 }
 
 pub struct Host {
     space: String,
-    dir: std::path::PathBuf,
-    address: Ipv4Addr,
+    pub dir: std::path::PathBuf,
+    pub address: Ipv4Addr,
     agent: Option<(tokio::runtime::Runtime, Arc<Networks>)>,
 }
 
@@ -62,11 +66,17 @@ impl Place {
                 ip netns exec {space} sh -c 'echo 0 >/proc/sys/net/ipv4/ip_forward'"
             ));
             let dir = place._dir.path().join(format!("h{number}"));
+            std::fs::create_dir_all(&dir).unwrap();
             let mut host = Host { space, dir, address, agent: None };
             host.start_agent();
             place.hosts.push(host);
         }
         place
+    }
+
+    /// In the namespace of the switch that all hosts are on.
+    pub fn at_switch(&self, script: &str) -> String {
+        sh_in(&format!("{}-sw", self.prefix), script)
     }
 
     /// A guest on a port of the host's segment bridge; it has no address yet.
@@ -85,6 +95,7 @@ impl Drop for Place {
         self.hosts.clear();
         let script = format!(
             "for s in $(ip netns list | grep -o '^{}-[^ ]*'); do
+                for d in $(ip -n $s -br link | grep -o '^sterna-w[0-9a-f]*'); do rm -f /run/wireguard/$d.sock; done;
                 for p in $(ip netns pids $s); do [ $p = {} ] || kill -9 $p; done; ip netns del $s; done",
             self.prefix,
             std::process::id()
@@ -102,7 +113,9 @@ impl Host {
             .enable_all()
             .build()
             .unwrap();
-        let networks = Networks::new(&self.dir, self.address.into(), RUN_AS);
+        let tunnel =
+            TunnelSettings { key: self.dir.join("tunnel.key"), endpoint: (self.address, TUNNEL_PORT).into() };
+        let networks = Networks::new(&self.dir, self.address.into(), RUN_AS).with_tunnel(tunnel);
         self.agent = Some((runtime, Arc::new(networks)));
     }
 
@@ -124,7 +137,7 @@ impl Host {
     }
 
     pub fn try_ensure(&self, wanted: Vec<NetworkAssignment>) -> BTreeMap<String, String> {
-        let failed = self.run(|networks| async move { networks.ensure(&wanted).await.unwrap() });
+        let failed = self.run(|networks| async move { networks.ensure(&wanted, None).await.unwrap() });
         failed.into_iter().map(|(name, error)| (name.to_string(), error.to_string())).collect()
     }
 
@@ -136,6 +149,19 @@ impl Host {
     pub fn recheck(&self, wanted: Vec<NetworkAssignment>) {
         self.run(|networks| async move { networks.recheck().await });
         self.ensure(wanted);
+    }
+
+    /// The same with an end of the tunnel.
+    pub fn ensure_far(&self, wanted: Vec<NetworkAssignment>, tunnel: Tunnel) {
+        let work =
+            |networks: Arc<Networks>| async move { networks.ensure(&wanted, Some(&tunnel)).await.unwrap() };
+        assert!(self.run(work).is_empty());
+    }
+
+    /// What this host says of its end of the tunnel.
+    pub fn tunnel(&self) -> TunnelSeen {
+        self.run(|networks| async move { networks.observe_tunnel().await.unwrap() });
+        self.run(|networks| async move { networks.tunnel_seen() }).unwrap()
     }
 
     pub fn tap(&self, vm: Uuid, index: usize, network: &str) -> Result<String, String> {
@@ -168,15 +194,29 @@ impl Host {
 
     /// Processes of dnsmasq on this host.
     pub fn servers(&self) -> Vec<i32> {
+        self.processes("dnsmasq")
+    }
+
+    pub fn processes(&self, program: &str) -> Vec<i32> {
         let script = format!(
-            "for p in $(ip netns pids {}); do [ $(cat /proc/$p/comm) = dnsmasq ] && echo $p; done; true",
+            "for p in $(ip netns pids {}); do [ $(cat /proc/$p/comm) = {program} ] && echo $p; done; true",
             self.space
         );
         sh(&script).lines().map(|line| line.parse().unwrap()).collect()
     }
 
     pub fn pings(&self, to: &str) -> bool {
-        pings(&self.space, to, &[])
+        self.pings_with(to, &[])
+    }
+
+    pub fn pings_with(&self, to: &str, options: &[&str]) -> bool {
+        pings(&self.space, to, options)
+    }
+
+    /// How many packets this host had to cut in pieces.
+    pub fn fragments(&self) -> String {
+        let four = r#"awk '/^Ip:/ { if (c) print $c; else for (i = 1; i <= NF; i++) if ($i == "FragCreates") c = i }'"#;
+        self.sh(&format!("{four} /proc/net/snmp; grep FragCreates /proc/net/snmp6"))
     }
 
     /// Devices behind which this host's segment bridge sees a MAC.
@@ -207,7 +247,7 @@ impl Guest {
         sh(&format!(
             "ip -n {h} link add {port} type veth peer name eth{number} netns {g};
             ip -n {g} link set eth{number} address {mac};
-            ip -n {h} link set {port} mtu 1450 master sterna-b64 up",
+            ip -n {h} link set {port} mtu 1350 master sterna-b64 up",
             h = host.space,
             g = self.space,
             mac = self.mac
@@ -320,6 +360,7 @@ pub fn overlay_with(peers: &[&str], last: u8) -> Vec<NetworkAssignment> {
         cidr: "10.64.0.0/24".parse().unwrap(),
         host_address: Ipv4Addr::new(10, 64, 0, last),
         peers: peers.iter().map(|peer| peer.parse().unwrap()).collect(),
+        far: Vec::new(),
         leases: Vec::new(),
     };
     vec![NetworkAssignment { name: Name::new("lan").unwrap(), kind }]

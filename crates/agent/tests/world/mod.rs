@@ -181,8 +181,15 @@ impl Host {
     pub fn order(&self, vms: Vec<VmAssignment>) {
         self.revision.set(self.revision.get() + 1);
         let revision = self.revision.get();
-        let assignment =
-            Assignment { revision, host: name("h"), vms, networks: vec![], pools: vec![], volumes: vec![] };
+        let assignment = Assignment {
+            revision,
+            host: name("h"),
+            vms,
+            networks: vec![],
+            pools: vec![],
+            volumes: vec![],
+            tunnel: None,
+        };
         self.fleet.apply(&assignment);
     }
 

@@ -98,6 +98,7 @@ impl Rows {
                 name("shared"),
                 PoolSeen::Ready { capacity: Bytes::gib(9000), port: None },
             )]),
+            tunnel: None,
             link: LinkState::Connected,
             since: NOW,
         };

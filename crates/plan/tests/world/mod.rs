@@ -144,6 +144,7 @@ impl World {
                 (name("local"), ready.clone()),
                 (name("san"), if text == "a1" { served } else { ready }),
             ]),
+            tunnel: None,
             link: LinkState::Connected,
             since: self.now,
         };
