@@ -1,6 +1,6 @@
 //! Removes a lab, whatever state it is in: half built, killed, or running with VMs.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
@@ -10,7 +10,13 @@ use crate::{cgroup, member, topology};
 
 /// Ends all processes (VMs at once, without a shutdown), then removes devices, cgroups, mounts and files.
 pub fn down(lab: &Lab, say: Say) -> Result<()> {
-    say.step("end all processes, VMs included", || member::kill_all(lab).map(did))?;
+    say.step("end all processes, VMs included", || {
+        let tunnels = tunnels(lab);
+        let killed = member::kill_all(lab)?;
+        // Killed, they leave theirs behind.
+        tunnels.iter().try_for_each(|socket| sterna_base::file::remove_if_there(socket))?;
+        Ok(did(killed))
+    })?;
     say.step("remove namespaces and devices", || topology::remove(lab).map(|()| Did::It))?;
     say.step("remove CPU quotas", || cgroup::remove(lab, lab.hosts().map(Host::name)).map(|()| Did::It))?;
     say.step("unmount what is mounted in its folders", || {
@@ -21,6 +27,18 @@ pub fn down(lab: &Lab, say: Say) -> Result<()> {
         let removed = [remove_dir(&lab.run_root())?, remove_dir(&lab.dir)?];
         Ok(did(usize::from(removed.contains(&true))))
     })
+}
+
+/// Sockets of the lab's user-space tunnels, which lie outside of its folders: each is called as its device, the last
+/// argument of the process.
+fn tunnels(lab: &Lab) -> Vec<PathBuf> {
+    let members = member::all(&lab.dir);
+    let lines = members.iter().map(|member| member.line.split(' ').collect::<Vec<_>>());
+    let devices = lines.filter_map(|line| match line.as_slice() {
+        [program, .., device] if program.ends_with("wireguard-go") => Some((*device).to_owned()),
+        _ => None,
+    });
+    devices.map(|device| Path::new("/run/wireguard").join(format!("{device}.sock"))).collect()
 }
 
 fn did(count: usize) -> Did {

@@ -12,6 +12,7 @@ use rustix::process::Signal;
 use sterna_base::units::{Bytes, Span};
 use sterna_client::vm::{Move, Vm};
 use sterna_model::meta::Name;
+use sterna_model::network::OVERLAY_MTU;
 use sterna_qemu::qmp::migration::Status;
 
 use super::plain::{Hand, Machine, Place};
@@ -111,7 +112,7 @@ impl<'a> Pair<'a> {
         let place = |host: Host| Place {
             namespace: world.space(host),
             bridge: format!("sterna-b{vni:x}"),
-            mtu: 1450,
+            mtu: OVERLAY_MTU,
             address: world.lab.host_address(host).into(),
         };
         let hardware = &twin.decision.as_ref().context("the twin has no hardware")?.hardware;
