@@ -22,9 +22,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 use sterna_qemu::config;
+use sterna_qemu::qmp::export::{Exported, NbdExport, Removal};
 use sterna_qemu::qmp::{self, Client};
 use sterna_wire::assignment::{Export, export_name};
 use uuid::Uuid;
@@ -49,14 +49,6 @@ const ASK_DEADLINE: Duration = Duration::from_secs(3);
 pub struct Server {
     settings: Settings,
     daemon: Option<Daemon>,
-}
-
-/// What the daemon says of one export.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-struct Exported {
-    id: String,
-    node_name: String,
 }
 
 impl Server {
@@ -113,13 +105,12 @@ fn node_name(volume: Uuid) -> String {
 }
 
 async fn exports(qmp: &Client) -> Result<Vec<Exported>, Error> {
-    qmp.execute("query-block-exports", Value::Null).await.map_err(said_no("list the exports"))
+    qmp.query_exports().await.map_err(said_no("list the exports"))
 }
 
 async fn cut(qmp: &Client, id: &str) -> Result<(), Error> {
-    let arguments = json!({ "id": id, "mode": "hard" });
-    match qmp.execute::<Value>("block-export-del", arguments).await {
-        Ok(_) => Ok(()),
+    match qmp.remove_export(id, Removal::Hard).await {
+        Ok(()) => Ok(()),
         // Gone, or going since an earlier attempt: waited for below.
         Err(qmp::Error::Refused { .. }) => Ok(()),
         Err(error) => Err(said_no("cut an export")(error)),
@@ -149,14 +140,9 @@ async fn add(qmp: &Client, pool: &Arc<Folder>, export: &Export) -> Result<(), Er
         let arguments = node_of(pool, export)?;
         qmp.execute::<Value>("blockdev-add", arguments).await.map_err(said_no("open the volume"))?;
     }
-    let arguments = json!({
-        "type": "nbd",
-        "id": id(export),
-        "node-name": node,
-        "name": export_name(export.uid, export.vm, export.epoch),
-        "writable": true,
-    });
-    qmp.execute::<Value>("block-export-add", arguments).await.map_err(said_no("export the volume")).map(drop)
+    let name = export_name(export.uid, export.vm, export.epoch);
+    let export = NbdExport { id: id(export), node, name, is_writable: true };
+    qmp.add_nbd_export(&export).await.map_err(said_no("export the volume"))
 }
 
 fn node_of(pool: &Folder, export: &Export) -> Result<Value, Error> {
@@ -183,8 +169,7 @@ async fn close_idle_nodes(qmp: &Client) -> Result<(), Error> {
     // Nodes below ours have names that QEMU made up, starting with `#`.
     let ours = nodes.into_iter().filter_map(|node| node.node_name).filter(|name| name.starts_with('v'));
     for name in ours.filter(|name| !used.contains(name)) {
-        let arguments = json!({ "node-name": name });
-        qmp.execute::<Value>("blockdev-del", arguments).await.map_err(said_no("close a volume"))?;
+        qmp.remove_node(&name).await.map_err(said_no("close a volume"))?;
     }
     Ok(())
 }
