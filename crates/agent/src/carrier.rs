@@ -7,6 +7,8 @@
 //! One task per guest on the move owns its session. Sessions outlive the connection to QEMU's monitor, not the agent:
 //! with the agent they end, and QEMU sees its socket close. Who owns the guest is never decided here (`vm::decide`).
 
+/// The disks that go with a guest.
+mod disks;
 /// The target's side.
 mod incoming;
 /// The source's side.
@@ -30,6 +32,7 @@ use sterna_wire::join::host_dns_name;
 use tokio::net::{TcpListener, UnixListener};
 use uuid::Uuid;
 
+pub use disks::tidy;
 pub use incoming::Incoming;
 pub use outgoing::{Departure, Outgoing, Stage};
 use vault::Vault;
@@ -62,6 +65,12 @@ pub enum Error {
     Qemu(#[from] sterna_qemu::qmp::client::Error),
     #[error("qemu did not open its migration socket")]
     NotOpened,
+    #[error("disk {index} is not there")]
+    NoDisk { index: usize },
+    #[error("a mirror of a disk ended before its time")]
+    MirrorFailed,
+    #[error("disks: {0}")]
+    Volumes(#[from] sterna_mover::volume::Error),
 }
 
 impl Error {
@@ -165,15 +174,31 @@ impl Carriers {
         let make = || {
             sterna_base::file::remove_if_there(path)?;
             let socket = UnixListener::bind(path)?;
+            Ok(socket)
+        };
+        let socket = make().map_err(Error::io("make a socket for qemu"))?;
+        self.hand_to_qemu(path)?;
+        Ok(socket)
+    }
+
+    fn hand_to_qemu(&self, path: &Path) -> Result<(), Error> {
+        let hand = || {
             std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
             if rustix::process::geteuid().is_root() {
                 let uid = rustix::process::Uid::from_raw(self.0.settings.run_as_uid);
                 let gid = rustix::process::Gid::from_raw(self.0.settings.run_as_gid);
                 rustix::fs::chown(path, Some(uid), Some(gid))?;
             }
-            Ok(socket)
+            Ok(())
         };
-        make().map_err(Error::io("make a socket for qemu"))
+        hand().map_err(Error::io("hand a socket to qemu"))
+    }
+
+    /// Where what a guest wrote waits for the line when memory is full.
+    fn spill_folder(&self) -> Result<PathBuf, Error> {
+        let folder = self.0.settings.data_dir.join("journal");
+        std::fs::create_dir_all(&folder).map_err(Error::io("make the folder of journals"))?;
+        Ok(folder)
     }
 }
 

@@ -238,6 +238,11 @@ pub trait Guest: Clone + Send + Sync + 'static {
     /// Source: other limits for a transfer that is under way.
     fn limit(&self, limits: Limits) -> impl Future<Output = Result<(), GuestError>> + Send;
 
+    /// Source: removes what a transfer that failed may have left, also one of an earlier agent.
+    fn tidy(&self) -> impl Future<Output = Result<(), GuestError>> + Send {
+        std::future::ready(Ok(()))
+    }
+
     /// Source: asks to give up; it may complete all the same.
     fn cancel(&self) -> impl Future<Output = Result<(), GuestError>> + Send;
 

@@ -55,10 +55,27 @@ fn fields_of(stat: &str) -> Vec<&str> {
     stat.rsplit_once(')').map(|(_, rest)| rest.split_whitespace().collect()).unwrap_or_default()
 }
 
-/// Stopped by a signal: it does nothing, and answers nothing, until it is continued.
+/// Stopped by a signal, every thread of it: it does nothing, and answers nothing, until it is continued.
 pub fn is_stopped(pid: u32) -> io::Result<bool> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    Ok(fields_of(&stat).first() == Some(&"T"))
+    // The first thread is cheap to ask, and rarely stopped.
+    if !is_thread_stopped(&format!("/proc/{pid}/stat"))? {
+        return Ok(false);
+    }
+    for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let stat = thread?.path().join("stat");
+        match is_thread_stopped(&stat.to_string_lossy()) {
+            Ok(true) => {}
+            Ok(false) => return Ok(false),
+            // It ended meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(true)
+}
+
+fn is_thread_stopped(stat: &str) -> io::Result<bool> {
+    Ok(fields_of(&std::fs::read_to_string(stat)?).first() == Some(&"T"))
 }
 
 /// CPU time used so far, and bytes in memory.

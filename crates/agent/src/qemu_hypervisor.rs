@@ -25,6 +25,7 @@ use uuid::Uuid;
 
 use crate::carrier::Carriers;
 use crate::hypervisor::{Blueprint, Happenings, Hypervisor, Look, SpawnFailed};
+pub use blueprint::node_of;
 pub use guest::QemuGuest;
 
 /// The directory inside a VM's run directory that belongs to QEMU's user.

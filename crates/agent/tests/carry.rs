@@ -30,22 +30,24 @@ struct Pair {
     _folder: tempfile::TempDir,
 }
 
-/// One session a migration, as the server gives them.
-fn carry(epoch: u64, peer: &str) -> Option<Carry> {
-    Some(Carry { session: Uuid::from_u128(u128::from(epoch)), peer: name(peer), disks: vec![] })
+/// One session a migration, as the server gives them. The disk goes with the guest when the hosts do not share it.
+fn carry(host: &Host, epoch: u64, peer: &str) -> Option<Carry> {
+    let is_shared = host.disk().parent() != Some(host.folder());
+    let disks = if is_shared { vec![] } else { vec![0] };
+    Some(Carry { session: Uuid::from_u128(u128::from(epoch)), peer: name(peer), disks })
 }
 
 fn incoming(host: &Host, epoch: u64, peer: &str) -> VmAssignment {
     let (listen, machine) = ("127.0.0.1".parse().unwrap(), Box::new(host.machine()));
     let migration = name(&format!("m{epoch}"));
-    order(UID, epoch, Role::Incoming { migration, machine, listen, carry: carry(epoch, peer) })
+    order(UID, epoch, Role::Incoming { migration, machine, listen, carry: carry(host, epoch, peer) })
 }
 
 fn sends(host: &Host, epoch: u64, to: SocketAddr, peer: &str) -> VmAssignment {
     let outgoing = Outgoing {
         migration: name(&format!("m{}", epoch + 1)),
         to,
-        carry: carry(epoch + 1, peer),
+        carry: carry(host, epoch + 1, peer),
         max_downtime: Span::from_millis(300),
         cancel: false,
     };
@@ -139,6 +141,80 @@ async fn a_guest_is_carried_there_and_back_with_what_each_side_kept() {
         pair.writes().await;
         pair.end().await;
     }
+}
+
+/// Each host has a disk of its own.
+struct Apart {
+    a: Host,
+    b: Host,
+    _folder: tempfile::TempDir,
+}
+
+impl Apart {
+    async fn new(qemu: &(PathBuf, Version)) -> Self {
+        let folder = folder();
+        let [a, b] = ["a", "b"].map(|host| folder.path().join(host));
+        for (host, is_source) in [(&a, true), (&b, false)] {
+            std::fs::create_dir_all(host).unwrap();
+            let path = disk(host, &boot::writer(Pace::Flat));
+            if !is_source {
+                // The same size, and nothing of it in it.
+                let size = usize::try_from(std::fs::metadata(&path).unwrap().len()).unwrap();
+                std::fs::write(&path, vec![0xa5; size]).unwrap();
+            }
+        }
+        let start = |host: &PathBuf| Host::start(host, qemu, &host.join("disk.img"));
+        let (a, b) = (start(&a), start(&b));
+        a.order(vec![owns(UID, 3, a.owner())]);
+        a.runs(UID, 3).await;
+        let apart = Self { a, b, _folder: folder };
+        apart.writes(&apart.a, 0).await;
+        apart
+    }
+
+    async fn writes(&self, host: &Host, at_least: u32) -> u32 {
+        let before = boot::read_counter(host.disk()).unwrap().max(at_least);
+        eventually("the guest writes", || boot::read_counter(host.disk()).unwrap() > before + 3).await;
+        boot::read_counter(host.disk()).unwrap()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_takes_its_disk_along_and_back() {
+    for qemu in [7, 10].into_iter().filter_map(qemu) {
+        let apart = Apart::new(&qemu).await;
+        let written = apart.writes(&apart.a, 0).await;
+        moved(&apart.a, &apart.b, 3, "b").await;
+        let left = boot::read_counter(apart.a.disk()).unwrap();
+        assert!(left >= written);
+        let written = apart.writes(&apart.b, left).await;
+        assert_eq!(boot::read_counter(apart.a.disk()).unwrap(), left, "something writes where it was");
+        moved(&apart.b, &apart.a, 4, "a").await;
+        apart.writes(&apart.a, written).await;
+        let a = &apart.a;
+        a.order(vec![order(UID, 5, Role::Release)]);
+        eventually("the last copy is gone", || is_gone(a)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_whose_target_is_lost_stays_and_nothing_is_left_of_the_move() {
+    let qemu = qemu(10).unwrap();
+    let apart = Apart::new(&qemu).await;
+    let (a, b) = (&apart.a, &apart.b);
+    released(a, b, 3, "b").await;
+    b.qemu_process(UID).kill();
+    eventually("the target says so", || is_gone(b)).await;
+    a.order(vec![continues(a, 5, "m4")]);
+    a.runs(UID, 5).await;
+    apart.writes(a, 0).await;
+    // And it can be tried again.
+    b.order(vec![]);
+    eventually("forgotten", || !b.run_directory(UID).exists()).await;
+    moved(a, b, 5, "b").await;
+    apart.writes(b, boot::read_counter(a.disk()).unwrap()).await;
+    b.order(vec![order(UID, 6, Role::Release)]);
+    eventually("the last copy is gone", || is_gone(b)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,13 +8,14 @@ use std::time::Duration;
 use sterna_mover::link::{Options, SessionId};
 use sterna_mover::session::target::{self, TargetEvent};
 use sterna_mover::session::{Outcome, Target};
+use sterna_mover::volume;
 use sterna_qemu::qmp::Client;
 use sterna_qemu::qmp::migration::{Address, Capability, Parameters};
 use sterna_wire::assignment::Carry;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
 
-use super::{Carriers, Error, lock, pages_max, store_bytes};
+use super::{Carriers, Error, disks, lock, pages_max, store_bytes};
 
 /// QEMU's socket, in the guest's directory.
 const SOCKET: &str = "in.sock";
@@ -29,6 +30,7 @@ pub struct Incoming(Arc<Inner>);
 struct Inner {
     session: Uuid,
     address: SocketAddr,
+    has_disks: bool,
     _stop: DropGuard,
 }
 
@@ -37,6 +39,12 @@ impl Incoming {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.0.address
+    }
+
+    /// Its disks are open to the mover until the guest runs.
+    #[must_use]
+    pub fn has_disks(&self) -> bool {
+        self.0.has_disks
     }
 }
 
@@ -55,6 +63,14 @@ impl Carriers {
         }
         let (client, directory) = qemu;
         let listener = self.listener(at).await?;
+        let has_disks = !carry.disks.is_empty();
+        let disks = if has_disks {
+            let exports = disks::export(client, directory, carry).await?;
+            let link = listener.expect(disks::session(carry), Options::default());
+            Some(disks::take_in(link, exports, carry))
+        } else {
+            None
+        };
         let path = directory.join(SOCKET);
         prepare(client, &path).await?;
         let socket = open(&path).await?;
@@ -68,9 +84,9 @@ impl Carriers {
         let link = listener.expect(SessionId(carry.session.into_bytes()), Options::default());
         let target = Target::start(socket, link, options);
         let stop = CancellationToken::new();
-        self.0.scope.spawn(watch(self.clone(), vm, target, stop.clone()));
+        self.0.scope.spawn(watch(self.clone(), vm, (target, disks), stop.clone()));
         let address = listener.address();
-        let incoming = Inner { session: carry.session, address, _stop: stop.drop_guard() };
+        let incoming = Inner { session: carry.session, address, has_disks, _stop: stop.drop_guard() };
         lock(&self.0.incoming).insert(vm, Incoming(Arc::new(incoming)));
         Ok(address)
     }
@@ -96,11 +112,34 @@ async fn open(path: &Path) -> Result<tokio::net::UnixStream, Error> {
     }
 }
 
+/// Why the disks' session failed; never, when it does not.
+async fn lost(disks: &mut Option<volume::Target>) -> volume::Error {
+    loop {
+        let Some(target) = disks.as_mut() else { return std::future::pending().await };
+        match target.events.recv().await {
+            Some(volume::TargetEvent::Ended(volume::Outcome::Failed(error))) => return error,
+            Some(volume::TargetEvent::Ended(_)) | None => *disks = None,
+            Some(_) => {}
+        }
+    }
+}
+
 /// Keeps the session until it ends. QEMU itself says whether it has everything.
-async fn watch(carriers: Carriers, vm: Uuid, mut target: Target, stop: CancellationToken) {
+async fn watch(
+    carriers: Carriers,
+    vm: Uuid,
+    (mut target, mut disks): (Target, Option<volume::Target>),
+    stop: CancellationToken,
+) {
     loop {
         let event = tokio::select! {
             event = target.events.recv() => event,
+            failed = lost(&mut disks) => {
+                tracing::warn!(%vm, error = %failed, "a guest's disks have failed on their way in");
+                // The source does not grant a guest whose disks are not here.
+                disks = None;
+                continue;
+            }
             () = stop.cancelled() => {
                 target.abort();
                 target.events.recv().await

@@ -40,6 +40,9 @@ const DIRTY_POLL: Duration = Duration::from_millis(50);
 /// The guest's console is kept up to this, on tmpfs; QEMU itself never trims it.
 const SERIAL_LOG_MAX: u64 = 1 << 20;
 
+/// Threads that wait for a disk stop when it answers.
+const FREEZE_WITHIN: Duration = Duration::from_secs(2);
+const FREEZE_POLL: Duration = Duration::from_micros(200);
 /// How long a guest that is this host's again may take to run: QEMU notices a closed socket at once.
 const RESUME_WITHIN: Duration = Duration::from_secs(5);
 const RESUME_POLL: Duration = Duration::from_millis(5);
@@ -239,6 +242,10 @@ impl Guest for QemuGuest {
     }
 
     async fn activate_disks(&self) -> Result<(), GuestError> {
+        if self.carriers.incoming(self.uid).is_some_and(|incoming| incoming.has_disks()) {
+            // From here on the guest alone writes to them.
+            self.client.nbd_server_stop().await?;
+        }
         let asked = self.client.execute::<Value>("blockdev-set-active", json!({ "active": true })).await;
         match asked {
             // Older QEMU has taken them at completion.
@@ -270,6 +277,7 @@ impl Guest for QemuGuest {
                 carry: carry.clone(),
                 parameters,
                 happened: self.happened.clone(),
+                disk_bytes: Arc::default(),
             };
             return Ok(self.carriers.send(departure).map(drop)?);
         }
@@ -282,6 +290,15 @@ impl Guest for QemuGuest {
     async fn freeze(&self) -> Result<(), GuestError> {
         if self.carriers.outgoing(self.uid).is_some() {
             self.signal(Signal::STOP)?;
+            // A thread stops where it next returns from the kernel.
+            let begun = Instant::now();
+            while !self.is_frozen()? {
+                if begun.elapsed() > FREEZE_WITHIN {
+                    self.signal(Signal::CONT)?;
+                    return Err(GuestError::Refused("qemu could not be frozen".to_owned()));
+                }
+                tokio::time::sleep(FREEZE_POLL).await;
+            }
         }
         Ok(())
     }
@@ -322,6 +339,14 @@ impl Guest for QemuGuest {
             ..Parameters::default()
         };
         Ok(self.client.set_migration_parameters(&parameters).await?)
+    }
+
+    async fn tidy(&self) -> Result<(), GuestError> {
+        // A way out that is not over cleans up behind itself.
+        match self.carriers.outgoing(self.uid).map(|outgoing| outgoing.stage()) {
+            Some(Stage::Going | Stage::Held | Stage::Granted) => Ok(()),
+            _ => Ok(carrier::tidy(&self.client).await?),
+        }
     }
 
     async fn cancel(&self) -> Result<(), GuestError> {

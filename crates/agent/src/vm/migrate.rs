@@ -100,6 +100,9 @@ impl<H: Hypervisor, R: Resources> Work<H, R> {
             if is_sending { self.migration()? } else { ordered.map_or_else(|| self.migration(), Ok)? };
         tracing::warn!(vm = %self.name, %migration, %why, "the guest stays");
         self.note_side(&migration, SideState::Kept { why })?;
+        if let Err(error) = self.guest()?.tidy().await {
+            tracing::warn!(vm = %self.name, %error, "something of the transfer is left");
+        }
         self.view().await
     }
 

@@ -212,6 +212,16 @@ impl Host {
         .await;
     }
 
+    #[allow(dead_code)]
+    pub fn disk(&self) -> &Path {
+        &self.disk
+    }
+
+    #[allow(dead_code)]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     pub fn machine(&self) -> Machine {
         machine_of(self.qemu.1)
     }

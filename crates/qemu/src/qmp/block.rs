@@ -89,6 +89,15 @@ pub struct Node {
     /// Whether this process may write and holds the image's lock; absent before 10.0.
     #[serde(default, rename = "active")]
     pub is_active: Option<bool>,
+    pub image: ImageInfo,
+}
+
+/// What a node shows to whoever reads it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ImageInfo {
+    /// In bytes.
+    pub virtual_size: u64,
 }
 
 impl Client {

@@ -36,13 +36,14 @@ pub struct NbdNode {
 }
 
 impl NbdNode {
+    /// Without discarding: a mirror would else begin by making all of its target zero, also what is the same already.
     fn blockdev(&self) -> Value {
         json!({
             "driver": "raw",
             "node-name": self.node,
             "read-only": false,
             "auto-read-only": false,
-            "discard": "unmap",
+            "discard": "ignore",
             "file": {
                 "driver": "nbd",
                 "server": { "type": "unix", "path": self.socket },
@@ -50,7 +51,7 @@ impl NbdNode {
                 "reconnect-delay": self.reconnect_delay.as_secs(),
                 "read-only": false,
                 "auto-read-only": false,
-                "discard": "unmap",
+                "discard": "ignore",
             },
         })
     }

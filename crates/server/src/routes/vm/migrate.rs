@@ -145,8 +145,11 @@ fn target(view: &View, vm: &Vm<'_>, to: Option<&Name>, to_datacentre: Option<&Na
         return Ok(Some(to.clone()));
     }
     check::can_leave(view, vm).map_err(|reason| unmet(&[reason]))?;
+    let home = vm.decision().and_then(|decision| view.host(&decision.owner.host));
+    // Over the line only when somebody asks for it.
+    let datacentre = to_datacentre.or(home.as_ref().map(|home| &home.spec.datacentre));
     let candidates =
-        || view.hosts().filter(|host| to_datacentre.is_none_or(|asked| *asked == host.spec.datacentre));
+        || view.hosts().filter(|host| datacentre.is_none_or(|asked| *asked == host.spec.datacentre));
     let fits = candidates().filter(|host| check::arrive(view, vm, host).is_none());
     let best = fits.max_by_key(|host| (capacity::free_memory(view, host), std::cmp::Reverse(host.name)));
     match (best, to_datacentre) {

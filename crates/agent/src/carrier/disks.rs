@@ -1,0 +1,285 @@
+//! The disks that go with a guest: mirrors at the source, exports at the target.
+//!
+//! ```text
+//! source QEMU ─ mirror ─► journal here ══ TLS ══ the target's mover ─► export of the target QEMU ─► its own file
+//! ```
+//!
+//! The mirrors write to this machine only, so that no delay and no break of the line reaches the guest's disks. They end
+//! at the switchover, before QEMU gives its images up; the guest is not granted before all of it is on the target's disks.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use sterna_mover::hash::Key;
+use sterna_mover::link::{self, Link, SessionId};
+use sterna_mover::volume::source::MirrorTo;
+use sterna_mover::volume::target::Export;
+use sterna_mover::volume::{self, Limits, Outcome, SourceEvent, Spill, Volume};
+use sterna_qemu::qmp::Client;
+use sterna_qemu::qmp::export::NbdExport;
+use sterna_qemu::qmp::mirror::{CopyMode, Depth, Mirror, NbdNode, OnError};
+use sterna_wire::assignment::Carry;
+use tokio::sync::mpsc;
+
+use super::{Carriers, Departure, Error};
+use crate::qemu_hypervisor::node_of;
+
+/// Jobs and nodes of ours, which have no device.
+const AWAY: &str = "away";
+/// The target QEMU's block server, in the guest's directory.
+const SERVER: &str = "disks.sock";
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// Memory begins when the disks are no further behind than this: what is left then goes with the switchover.
+const LAG_MAX: Duration = Duration::from_secs(1);
+/// A mirror that is ready ends within milliseconds: its other end is on this machine.
+const END_WITHIN: Duration = Duration::from_secs(5);
+const JOURNAL_MEMORY: u64 = 64 << 20;
+/// Of the pool's own folder: a guest that outruns the line for long is slowed.
+const JOURNAL_SPILL: u64 = 4 << 30;
+/// In flight to the journal.
+const MIRROR_BUFFER: u64 = 64 << 20;
+/// Small writes stay small on the line.
+const GRANULARITY: u32 = 4096;
+
+/// Both sides' name of the session for disks, beside the one for memory.
+pub(super) fn session(carry: &Carry) -> SessionId {
+    let mut id = carry.session.into_bytes();
+    id.iter_mut().for_each(|byte| *byte ^= 0xff);
+    SessionId(id)
+}
+
+/// Names of chunks are compared between two disks of one guest only.
+fn key(carry: &Carry) -> Key {
+    let half = carry.session.into_bytes();
+    let mut key = [0; 32];
+    key[..16].copy_from_slice(&half);
+    key[16..].copy_from_slice(&half);
+    Key(key)
+}
+
+fn away(index: usize) -> String {
+    format!("{AWAY}{index}")
+}
+
+fn is_ours(name: &str) -> bool {
+    name.strip_prefix(AWAY)
+        .is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+/// The source's side.
+pub(super) struct Mirrors {
+    client: Client,
+    source: Arc<volume::Source>,
+    events: mpsc::UnboundedReceiver<SourceEvent>,
+    jobs: Vec<String>,
+    /// On the line.
+    sent: Arc<AtomicU64>,
+}
+
+impl Mirrors {
+    /// Begins to copy; the guest goes on.
+    pub async fn start(carriers: &Carriers, departure: &Departure) -> Result<Self, Error> {
+        let (client, carry) = (&departure.client, &departure.carry);
+        let dialer = carriers.dialer(&carry.peer)?;
+        let link = Link::dial(session(carry), departure.to, dialer, link::Options::default());
+        let nodes = client.query_named_block_nodes().await?;
+        let mut volumes = Vec::new();
+        for index in &carry.disks {
+            let name = node_of(*index);
+            let node = nodes.iter().find(|node| node.node_name.as_deref() == Some(&name));
+            volumes.push(Volume { bytes: node.ok_or(Error::NoDisk { index: *index })?.image.virtual_size });
+        }
+        let spill = Some(Spill { folder: carriers.spill_folder()?, bytes: JOURNAL_SPILL });
+        let journal = Limits { memory_bytes: JOURNAL_MEMORY, spill };
+        let options = volume::source::Options { volumes, key: key(carry), journal };
+        let mut source = volume::Source::start(&departure.directory, link, options)?;
+        let events = std::mem::replace(&mut source.events, mpsc::unbounded_channel().1);
+        let (source, sent) = (Arc::new(source), Arc::clone(&departure.disk_bytes));
+        let mut mirrors = Self { client: client.clone(), source, events, jobs: Vec::new(), sent };
+        for (index, to) in carry.disks.iter().zip(mirrors.source.mirrors().to_vec()) {
+            carriers.hand_to_qemu(&to.socket)?;
+            mirrors.mirror(*index, to).await?;
+        }
+        Ok(mirrors)
+    }
+
+    async fn mirror(&mut self, index: usize, to: MirrorTo) -> Result<(), Error> {
+        let job = away(index);
+        let node = NbdNode {
+            node: job.clone(),
+            socket: to.socket,
+            export: to.export.to_owned(),
+            reconnect_delay: Duration::ZERO,
+        };
+        self.client.add_nbd_node(&node).await?;
+        let mirror = Mirror {
+            job: job.clone(),
+            node: node_of(index),
+            target: job.clone(),
+            // What is below the topmost image is at the target as well, or not: names will tell.
+            depth: Depth::Full,
+            copy_mode: CopyMode::Background,
+            buffer: Some(MIRROR_BUFFER),
+            granularity: Some(GRANULARITY),
+            on_source_error: OnError::Report,
+            on_target_error: OnError::Report,
+            auto_finalize: true,
+            auto_dismiss: true,
+        };
+        self.client.mirror(&mirror).await?;
+        self.jobs.push(job);
+        Ok(())
+    }
+
+    /// Until all was copied once, and the line is close behind the guest.
+    pub async fn catch_up(&mut self) -> Result<(), Error> {
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        let mut is_blocking = false;
+        let progress = self.source.progress();
+        loop {
+            tokio::select! {
+                failed = self.failed() => return Err(failed),
+                _ = look.tick() => {}
+            }
+            self.count();
+            let jobs = self.client.query_block_jobs().await?;
+            let ours = || jobs.iter().filter(|job| self.jobs.contains(&job.job));
+            if ours().count() < self.jobs.len() {
+                return Err(Error::MirrorFailed);
+            }
+            if !ours().all(|job| job.is_ready) {
+                continue;
+            }
+            if !is_blocking {
+                // From here on the copy cannot fall behind: each write waits for the journal, which is near.
+                let schema = self.client.query_schema().await?;
+                for job in &self.jobs {
+                    self.client.make_write_blocking(&schema, job).await?;
+                }
+                is_blocking = true;
+            }
+            if progress.borrow().lag() <= LAG_MAX {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Resolves when the session can carry nothing more.
+    pub async fn failed(&mut self) -> Error {
+        loop {
+            match self.events.recv().await {
+                Some(SourceEvent::Opened) => {}
+                Some(SourceEvent::Ended(Outcome::Failed(error))) => return Error::Volumes(error),
+                Some(SourceEvent::Ended(_)) | None => return Error::MirrorFailed,
+            }
+        }
+    }
+
+    /// The guest stands still: both sides of each mirror become alike, and QEMU's part is over.
+    pub async fn end(&self) -> Result<(), Error> {
+        for job in &self.jobs {
+            self.client.finish_mirror(job).await?;
+        }
+        let begun = tokio::time::Instant::now();
+        while !self.have_ended().await? {
+            if begun.elapsed() > END_WITHIN {
+                return Err(Error::MirrorFailed);
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        for job in &self.jobs {
+            self.client.remove_node(job).await?;
+        }
+        Ok(())
+    }
+
+    async fn have_ended(&self) -> Result<bool, Error> {
+        let jobs = self.client.query_block_jobs().await?;
+        Ok(!jobs.iter().any(|job| self.jobs.contains(&job.job)))
+    }
+
+    /// Waits, beside everything else, until the target has it all on its disks.
+    pub fn barrier(&self) -> impl Future<Output = Result<(), String>> + Send + 'static {
+        let source = Arc::clone(&self.source);
+        async move {
+            let digest = source.barrier().await.map_err(|refused| refused.to_string())?;
+            tracing::debug!(?digest, "the disks are over there");
+            Ok(())
+        }
+    }
+
+    /// The guest is the target's: both sides part in peace.
+    pub async fn finish(&self) {
+        if let Err(refused) = self.source.finish().await {
+            tracing::debug!(%refused, "the disks' session had ended");
+        }
+    }
+
+    /// Counts what was sent.
+    pub fn count(&self) {
+        self.sent.store(self.source.progress().borrow().wire_bytes, Ordering::Relaxed);
+    }
+}
+
+/// Removes what mirrors of a move that failed left in a QEMU.
+pub async fn tidy(client: &Client) -> Result<(), Error> {
+    let jobs = client.query_block_jobs().await?;
+    for job in jobs.iter().filter(|job| is_ours(&job.job)) {
+        client.abort_mirror(&job.job).await?;
+    }
+    let begun = tokio::time::Instant::now();
+    while client.query_block_jobs().await?.iter().any(|job| is_ours(&job.job)) {
+        if begun.elapsed() > END_WITHIN {
+            return Err(Error::MirrorFailed);
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let nodes = client.query_named_block_nodes().await?;
+    for name in nodes.into_iter().filter_map(|node| node.node_name).filter(|name| is_ours(name)) {
+        client.remove_node(&name).await?;
+    }
+    Ok(())
+}
+
+/// Opens the target's disks to its mover.
+pub(super) async fn export(client: &Client, directory: &Path, carry: &Carry) -> Result<Vec<Export>, Error> {
+    let socket = directory.join(SERVER);
+    client.nbd_server_start(&socket).await?;
+    let mut exports = Vec::new();
+    for index in &carry.disks {
+        let name = away(*index);
+        let export =
+            NbdExport { id: name.clone(), node: node_of(*index), name: name.clone(), is_writable: true };
+        client.add_nbd_export(&export).await?;
+        exports.push(Export { socket: socket.clone(), name });
+    }
+    Ok(exports)
+}
+
+/// The target's end of the disks' session.
+pub(super) fn take_in(link: Link, exports: Vec<Export>, carry: &Carry) -> volume::Target {
+    volume::Target::start(link, volume::target::Options { exports, key: key(carry) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_our_own_jobs_and_nodes_are_tidied_up() {
+        assert!(is_ours("away0") && is_ours("away12"));
+        assert!(!is_ours("away") && !is_ours("away-0") && !is_ours("disk0-image") && !is_ours("awayx"));
+    }
+
+    #[test]
+    fn disks_and_memory_of_one_guest_have_sessions_of_their_own() {
+        let carry = Carry {
+            session: uuid::Uuid::from_u128(7),
+            peer: sterna_model::meta::Name::new("b").unwrap(),
+            disks: vec![0],
+        };
+        assert_ne!(session(&carry), SessionId(carry.session.into_bytes()));
+    }
+}
