@@ -215,6 +215,11 @@ pub trait Guest: Clone + Send + Sync + 'static {
     /// Target, after completion: takes the image locks while still paused.
     fn activate_disks(&self) -> impl Future<Output = Result<(), GuestError>> + Send;
 
+    /// Target, just continued: since when the last of it had arrived, where that is known.
+    fn loading(&self) -> Option<Span> {
+        None
+    }
+
     /// Tells the network where the guest now is.
     fn announce(&self) -> impl Future<Output = Result<(), GuestError>> + Send;
 

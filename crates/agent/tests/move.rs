@@ -118,7 +118,7 @@ async fn a_guest_moves_and_the_old_copy_goes() {
         b.order(vec![continues(b, 4)]);
         b.runs(UID, 4).await;
         eprintln!("{}: {outcome:?}; order to running {:?}", qemu.1, decided.elapsed());
-        assert_eq!(b.side(UID), Some(SideState::Continued));
+        assert_eq!(b.side(UID), Some(SideState::Continued { loading: None }));
         a.order(vec![order(UID, 3, Role::Release)]);
         eventually("the source is gone", || {
             a.state(UID) == Some(CopyState::Stopped { exit: Exit::Released })

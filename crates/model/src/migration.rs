@@ -274,8 +274,13 @@ pub enum SideState {
     Listening { at: String },
     /// Target: everything arrived; paused.
     Loaded,
-    /// Target: the guest was continued; when its CPUs ran again is in `outcome`.
-    Continued,
+    /// Target: the guest was continued.
+    Continued {
+        /// From the arrival of the end of its stream until its CPUs ran; only through the mover.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schema(value_type = Option<String>)]
+        loading: Option<Span>,
+    },
     /// Source: sending.
     Sending,
     /// Source: completed, and durably recorded as "will not run under this epoch".
@@ -291,7 +296,7 @@ pub struct Outcome {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub total: Option<Span>,
-    /// Guest CPUs stopped, by the source's QEMU.
+    /// Guest CPUs stopped: by the source's QEMU; through the mover, what both sides measured and half a round trip.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub downtime: Option<Span>,

@@ -249,7 +249,7 @@ impl Move<'_> {
         let target = decision.target.as_ref()?;
         let row = self.row(target).filter(|row| row.epoch == epoch);
         // Once continued there, memory on the source is older than the disks, whatever became of the target since.
-        if row.is_some_and(|row| matches!(self.side(row), Some(SideState::Continued))) {
+        if row.is_some_and(|row| matches!(self.side(row), Some(SideState::Continued { .. }))) {
             return Some(Event::TargetRuns);
         }
         let lost = |why: String| {
@@ -333,7 +333,9 @@ impl Move<'_> {
             }
             Phase::Succeeded => {
                 let total = Span(self.now.since(decision.started));
-                after.outcome = Some(Outcome { total: Some(total), ..after.outcome.unwrap_or_default() });
+                let known = after.outcome.unwrap_or_default();
+                let downtime = known.downtime.map(|sent| Span(sent.0 + self.loading(decision)));
+                after.outcome = Some(Outcome { total: Some(total), downtime, ..known });
                 Some(self.end(&after, what, why))
             }
             _ if after.phase.has_ended() => Some(self.end(&after, what, why)),
@@ -401,6 +403,14 @@ impl Move<'_> {
         match self.side(self.source_row(decision)?)? {
             SideState::Released { outcome } => Some(outcome.clone()),
             _ => None,
+        }
+    }
+
+    /// What the target added to the guest's pause.
+    fn loading(&self, decision: &MigrationDecision) -> Duration {
+        match self.target_row(decision).and_then(|row| self.side(row)) {
+            Some(SideState::Continued { loading: Some(loading) }) => loading.0,
+            _ => Duration::ZERO,
         }
     }
 

@@ -82,7 +82,7 @@ fn a_removed_source_ends_a_move() {
 fn a_guest_that_ran_on_the_target_is_never_continued_from_older_memory() {
     for exit in [Exit::Crashed { why: "signal 9".into() }, Exit::Lost] {
         let mut world = resuming();
-        let side = (exit != Exit::Lost).then_some(("m", SideState::Continued));
+        let side = (exit != Exit::Lost).then_some(("m", SideState::Continued { loading: None }));
         world.report_side("web", "a2", 2, stopped(exit), side);
         world.settle();
         assert!(matches!(world.phase("m"), Phase::Finishing { .. }), "{:?}", world.phase("m"));
@@ -94,7 +94,13 @@ fn a_guest_that_ran_on_the_target_is_never_continued_from_older_memory() {
 #[test]
 fn a_vm_that_starts_again_on_the_source_does_not_keep_the_move_open() {
     let mut world = resuming();
-    world.report_side("web", "a2", 2, CopyState::Running, Some(("m", SideState::Continued)));
+    world.report_side(
+        "web",
+        "a2",
+        2,
+        CopyState::Running,
+        Some(("m", SideState::Continued { loading: None })),
+    );
     world.settle();
     assert!(matches!(world.phase("m"), Phase::Finishing { .. }));
     world.change_host("a2", |spec| spec.cordoned = true);
@@ -109,7 +115,13 @@ fn a_vm_that_starts_again_on_the_source_does_not_keep_the_move_open() {
 #[test]
 fn a_source_that_falls_silent_after_its_word_does_not_keep_the_move_open() {
     let mut world = resuming();
-    world.report_side("web", "a2", 2, CopyState::Running, Some(("m", SideState::Continued)));
+    world.report_side(
+        "web",
+        "a2",
+        2,
+        CopyState::Running,
+        Some(("m", SideState::Continued { loading: None })),
+    );
     silence(&mut world, "a1");
     assert_eq!(world.phase("m"), Phase::Succeeded);
     let told = assignment(&world.view, &name("a1")).vms;

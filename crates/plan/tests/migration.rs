@@ -73,7 +73,13 @@ fn the_owner_changes_only_after_the_source_let_go() {
     assert!(role(&world, "a1").is_none(), "the source keeps its paused copy");
     let Some((2, Role::Owner(owner))) = role(&world, "a2") else { panic!("{:?}", role(&world, "a2")) };
     assert_eq!(owner.continues, Some(name("m")));
-    world.report_side("web", "a2", 2, CopyState::Running, Some(("m", SideState::Continued)));
+    world.report_side(
+        "web",
+        "a2",
+        2,
+        CopyState::Running,
+        Some(("m", SideState::Continued { loading: None })),
+    );
     world.settle();
     assert_eq!(world.phase("m"), Phase::Finishing { epoch: 2 });
     assert_eq!(role(&world, "a1"), Some((1, Role::Release)));
@@ -164,7 +170,13 @@ fn a_source_that_dies_after_the_handover_changes_nothing() {
     world.report("web", "a1", 1, crash());
     world.settle();
     assert_eq!(world.phase("m"), Phase::Resuming { epoch: 2 });
-    world.report_side("web", "a2", 2, CopyState::Running, Some(("m", SideState::Continued)));
+    world.report_side(
+        "web",
+        "a2",
+        2,
+        CopyState::Running,
+        Some(("m", SideState::Continued { loading: None })),
+    );
     world.settle();
     assert_eq!(world.phase("m"), Phase::Succeeded);
     assert_eq!(world.owner("web"), ("a2".into(), 2));

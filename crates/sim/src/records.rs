@@ -58,7 +58,7 @@ impl Records for Shelf {
             Some(SideState::Released { .. }) => self.moment("noted released"),
             Some(SideState::Kept { .. }) => self.moment("noted kept"),
             Some(SideState::Loaded) => self.moment("noted loaded"),
-            Some(SideState::Continued) => self.moment("noted continued"),
+            Some(SideState::Continued { .. }) => self.moment("noted continued"),
             Some(SideState::Listening { .. }) => self.moment("noted listening"),
             None => {}
         }

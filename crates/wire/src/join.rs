@@ -76,6 +76,12 @@ impl std::str::FromStr for JoinToken {
     }
 }
 
+/// What stands in a host's certificate for other hosts that call it. No host can be named so that this is a server's.
+#[must_use]
+pub fn host_dns_name(host: &Name) -> String {
+    format!("{host}.host.sterna")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -89,10 +95,4 @@ mod tests {
         assert_eq!(text[..text.len() - 1].parse::<JoinToken>(), Err(NotAJoinToken));
         assert_eq!("x".parse::<JoinToken>(), Err(NotAJoinToken));
     }
-}
-
-/// What stands in a host's certificate for other hosts that call it. No host can be named so that this is a server's.
-#[must_use]
-pub fn host_dns_name(host: &Name) -> String {
-    format!("{host}.host.sterna")
 }

@@ -2,9 +2,10 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
+use sterna_base::units::Span;
 use sterna_mover::link::{Options, SessionId};
 use sterna_mover::session::target::{self, TargetEvent};
 use sterna_mover::session::{Outcome, Target};
@@ -31,6 +32,8 @@ struct Inner {
     session: Uuid,
     address: SocketAddr,
     has_disks: bool,
+    /// When the end of the stream was here.
+    granted: Arc<OnceLock<Instant>>,
     _stop: DropGuard,
 }
 
@@ -39,6 +42,12 @@ impl Incoming {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.0.address
+    }
+
+    /// Since the end of the stream was here.
+    #[must_use]
+    pub fn loading(&self) -> Option<Span> {
+        self.0.granted.get().map(|granted| Span(granted.elapsed()))
     }
 
     /// Its disks are open to the mover until the guest runs.
@@ -84,9 +93,12 @@ impl Carriers {
         let link = listener.expect(SessionId(carry.session.into_bytes()), Options::default());
         let target = Target::start(socket, link, options);
         let stop = CancellationToken::new();
-        self.0.scope.spawn(watch(self.clone(), vm, (target, disks), stop.clone()));
+        let granted = Arc::default();
+        let arriving = Arriving { target, disks, granted: Arc::clone(&granted) };
+        self.0.scope.spawn(watch(self.clone(), vm, arriving, stop.clone()));
         let address = listener.address();
-        let incoming = Inner { session: carry.session, address, has_disks, _stop: stop.drop_guard() };
+        let _stop = stop.drop_guard();
+        let incoming = Inner { session: carry.session, address, has_disks, granted, _stop };
         lock(&self.0.incoming).insert(vm, Incoming(Arc::new(incoming)));
         Ok(address)
     }
@@ -112,6 +124,12 @@ async fn open(path: &Path) -> Result<tokio::net::UnixStream, Error> {
     }
 }
 
+struct Arriving {
+    target: Target,
+    disks: Option<volume::Target>,
+    granted: Arc<OnceLock<Instant>>,
+}
+
 /// Why the disks' session failed; never, when it does not.
 async fn lost(disks: &mut Option<volume::Target>) -> volume::Error {
     loop {
@@ -125,12 +143,8 @@ async fn lost(disks: &mut Option<volume::Target>) -> volume::Error {
 }
 
 /// Keeps the session until it ends. QEMU itself says whether it has everything.
-async fn watch(
-    carriers: Carriers,
-    vm: Uuid,
-    (mut target, mut disks): (Target, Option<volume::Target>),
-    stop: CancellationToken,
-) {
+async fn watch(carriers: Carriers, vm: Uuid, arriving: Arriving, stop: CancellationToken) {
+    let Arriving { mut target, mut disks, granted } = arriving;
     loop {
         let event = tokio::select! {
             event = target.events.recv() => event,
@@ -151,7 +165,10 @@ async fn watch(
                     tracing::warn!(%vm, %error, "a way back will take longer");
                 }
             }
-            Some(TargetEvent::Granted(end)) => tracing::info!(%vm, bytes = end.length, "a guest was granted"),
+            Some(TargetEvent::Granted(end)) => {
+                let _ = granted.set(Instant::now());
+                tracing::info!(%vm, bytes = end.length, "a guest was granted");
+            }
             Some(TargetEvent::Loaded { code, .. }) => tracing::debug!(%vm, code, "a guest was loaded"),
             Some(TargetEvent::Ended(Outcome::Failed(error))) => {
                 return tracing::warn!(%vm, %error, "a guest's way in has failed");

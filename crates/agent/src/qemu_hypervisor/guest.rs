@@ -254,6 +254,10 @@ impl Guest for QemuGuest {
         }
     }
 
+    fn loading(&self) -> Option<Span> {
+        self.carriers.incoming(self.uid).and_then(|incoming| incoming.loading())
+    }
+
     async fn announce(&self) -> Result<(), GuestError> {
         Ok(self.client.announce_self(ANNOUNCEMENT).await?)
     }
@@ -334,10 +338,12 @@ impl Guest for QemuGuest {
     }
 
     async fn limit(&self, limits: Limits) -> Result<(), GuestError> {
-        let parameters = Parameters {
-            downtime_limit: Some(limits.max_downtime.as_millis().max(1)),
-            ..Parameters::default()
-        };
+        let outgoing = self.carriers.outgoing(self.uid);
+        let beyond = outgoing.map_or(Duration::ZERO, |outgoing| outgoing.figures().beyond_qemu());
+        let allowed = limits.max_downtime.0;
+        let limit = Span(allowed.saturating_sub(beyond).max(allowed / 4));
+        let parameters =
+            Parameters { downtime_limit: Some(limit.as_millis().max(1)), ..Parameters::default() };
         Ok(self.client.set_migration_parameters(&parameters).await?)
     }
 
@@ -374,7 +380,11 @@ impl Guest for QemuGuest {
                 .and_then(|percent| u8::try_from(percent).ok())
                 .unwrap_or(0),
         };
-        Ok(Figures { progress, downtime: told.downtime.map(Span::from_millis) })
+        let downtime = match carried {
+            Some(carried) => carried.pause.map(Span),
+            None => told.downtime.map(Span::from_millis),
+        };
+        Ok(Figures { progress, downtime })
     }
 
     async fn resize_disk(&self, index: usize, size: Bytes) -> Result<(), GuestError> {

@@ -210,7 +210,13 @@ fn a_migrated_copy_is_continued_and_never_started_anew() {
         (continues(6, "m"), Body::Absent, None, None, Step::Conclude(Exit::Lost)),
         (continues(6, "k"), taken_in(Transfer::Completed), loaded, saw(6), Step::Kill(Cause::Released)),
         // Already done.
-        (continues(6, "m"), running(), with(as_owner(6), "m", SideState::Continued), saw(6), Step::Wait),
+        (
+            continues(6, "m"),
+            running(),
+            with(as_owner(6), "m", SideState::Continued { loading: None }),
+            saw(6),
+            Step::Wait,
+        ),
     ]);
 }
 

@@ -181,8 +181,8 @@ impl<H: Hypervisor, R: Resources> Work<H, R> {
             notes.epoch = epoch;
             notes.title = Title::Owner;
             notes.reset_request = owner.reset_request;
-            notes.migration =
-                continued.map(|migration| MigrationReport { migration, side: SideState::Continued });
+            notes.migration = continued
+                .map(|migration| MigrationReport { migration, side: SideState::Continued { loading: None } });
         })?;
         let guest = self.guest()?.clone();
         if was_target {
@@ -208,6 +208,9 @@ impl<H: Hypervisor, R: Resources> Work<H, R> {
             tracing::warn!(%error, "the guest could not be announced");
         }
         continued?;
+        if let (Some(loading), Ok(migration)) = (guest.loading(), self.migration()) {
+            self.note_side(&migration, SideState::Continued { loading: Some(loading) })?;
+        }
         Ok(Found::Same(View { run: Run::Running, transfer: Transfer::Completed }))
     }
 }

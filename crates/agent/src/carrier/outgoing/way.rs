@@ -61,6 +61,8 @@ pub(super) struct Way<'a> {
     pub is_tail_held: bool,
     pub link: watch::Receiver<link::Progress>,
     pub stage: &'a watch::Sender<Stage>,
+    /// Since when the guest's CPUs stand still.
+    pub stops: watch::Sender<Option<std::time::Instant>>,
 }
 
 impl Way<'_> {
@@ -152,11 +154,20 @@ impl Way<'_> {
         }
     }
 
-    /// The guest stands still and its images are still open: the mirrors end, and what is under way crosses beside the
-    /// last of the memory.
     async fn on_heard(&mut self, heard: Heard) -> Result<(), String> {
         let Heard::Event(stamped) = heard else { return Ok(()) };
-        let Event::Migration { status: Status::PreSwitchover } = stamped.event else { return Ok(()) };
+        match stamped.event {
+            Event::Stop => drop(self.stops.send_replace(Some(std::time::Instant::now()))),
+            Event::Resume => drop(self.stops.send_replace(None)),
+            Event::Migration { status: Status::PreSwitchover } => return self.end_mirrors().await,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// The guest stands still and its images are still open: the mirrors end, and what is under way crosses beside the
+    /// last of the memory.
+    async fn end_mirrors(&mut self) -> Result<(), String> {
         let Some(mirrors) = &self.mirrors else { return Ok(()) };
         let end = async {
             mirrors.end().await?;
