@@ -32,7 +32,7 @@ mod ranges;
 use std::time::{Duration, Instant};
 
 use crate::frame::Kind;
-use crate::link::{Ended, Sender};
+use crate::link::{Ended, Link, Sender};
 use message::Message;
 
 pub use chunk::Digest;
@@ -47,6 +47,9 @@ pub const VOLUMES_MAX: usize = 256;
 
 /// Memory of a journal: enough that the line never waits for it.
 pub const JOURNAL_MIN: u64 = 4 << 20;
+
+/// For the farewell. Who hears nothing for longer has to find out otherwise.
+const LEAVE_WITHIN: Duration = Duration::from_secs(60);
 
 /// One disk. Its number is its place in the list that both sides have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -174,20 +177,27 @@ impl From<&Outcome> for Left {
     }
 }
 
-/// The last word to the other side. The caller was told before: the line may be down for long.
-async fn take_leave(sender: &Sender, left: Left) {
-    let said = match left {
+/// The last word to the other side. The caller was told before, and need not wait: the line may be down for long.
+fn take_leave(link: Link, left: Left) {
+    tokio::spawn(async move {
+        // All of it, not its sender alone: a link ends when it is dropped.
+        let link = link;
+        match tokio::time::timeout(LEAVE_WITHIN, part(&link.sender, left)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(ended)) => tracing::debug!(%ended, "the other side has gone already"),
+            Err(_) => tracing::warn!("the other side was not told that the session has ended"),
+        }
+    });
+}
+
+async fn part(sender: &Sender, left: Left) -> Result<(), Ended> {
+    match left {
         Left::Done => sender.finish().await,
         Left::GaveUp(why, reason) => {
-            match sender.send(Kind::Message, Message::Abort { why, reason }.payload()).await {
-                Ok(()) => sender.give_up().await,
-                Err(ended) => Err(ended),
-            }
+            sender.send(Kind::Message, Message::Abort { why, reason }.payload()).await?;
+            sender.give_up().await
         }
         Left::Alone => sender.part().await,
-    };
-    if let Err(ended) = said {
-        tracing::debug!(%ended, "the other side has gone already");
     }
 }
 

@@ -264,6 +264,8 @@ impl Record {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -308,6 +310,24 @@ mod tests {
         assert_eq!(Record::parse_all(&plain).unwrap(), expected);
         for length in (1..plain.len()).filter(|length| *length != 18) {
             assert_eq!(Record::parse_all(&plain.slice(..length)), None, "cut to {length}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_a_parser_panic_or_give_more_than_there_is(
+            bytes in proptest::collection::vec(prop_oneof![0..7_u8, any::<u8>()], 0..120),
+        ) {
+            let bytes = Bytes::from(bytes);
+            let _ = (Message::parse(&bytes), parse_epoch(&bytes), parse_barrier(&bytes), parse_batch(&bytes));
+            if let Some(offers) = parse_manifest(&bytes) {
+                prop_assert_eq!(offers.len() * OFFER_BYTES, bytes.len());
+            }
+            let data: usize = Record::parse_all(&bytes).into_iter().flatten().map(|record| match record {
+                Record::Data { data, .. } => data.len(),
+                Record::Zero { .. } => 0,
+            }).sum();
+            prop_assert!(data <= bytes.len());
         }
     }
 }

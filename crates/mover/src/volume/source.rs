@@ -63,7 +63,7 @@ enum Call {
     Abort,
 }
 
-/// The source's end of a session. Dropping it closes the sockets.
+/// The source's end of a session. Dropping it before its end closes the sockets, and the target is told nothing.
 #[derive(Debug)]
 pub struct Source {
     pub events: mpsc::UnboundedReceiver<SourceEvent>,
@@ -111,6 +111,8 @@ impl Source {
             heard,
             barriers: asked,
             is_settled: is_settled.clone(),
+            // Without mirrors there is no guest.
+            asks_always: mirrors.is_empty(),
         };
         let pump = Pump::new(ends, options.volumes.len(), &options.key)?;
         let session = Session { link, feeds, called, hears, is_settled, events };
@@ -184,7 +186,7 @@ impl Session {
         let _ = self.events.send(SourceEvent::Ended(outcome));
         // Calls from now on are answered: it has ended.
         drop(self.called);
-        take_leave(&self.link.sender, left).await;
+        take_leave(self.link, left);
     }
 
     async fn drive(&mut self, volumes: &[Volume], pump: Pump) -> Result<Outcome, Error> {

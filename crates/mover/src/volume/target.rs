@@ -60,7 +60,7 @@ pub struct Progress {
     pub epochs_applied: u64,
 }
 
-/// The target's end of a session. Dropping it lets the exports go.
+/// The target's end of a session. Dropping it before its end lets the exports go, and the source is told nothing.
 #[derive(Debug)]
 pub struct Target {
     pub events: mpsc::UnboundedReceiver<TargetEvent>,
@@ -138,7 +138,7 @@ impl Session {
         }
         let left = Left::from(&outcome);
         let _ = self.events.send(TargetEvent::Ended(outcome));
-        take_leave(&self.link.sender, left).await;
+        take_leave(self.link, left);
     }
 
     async fn drive(&mut self, options: Options) -> Result<Outcome, Error> {

@@ -23,8 +23,8 @@ use crate::volume::{Error, blocking};
 const EPOCH: Duration = Duration::from_millis(200);
 /// In one epoch, and so in one manifest.
 const EPOCH_CHUNKS: usize = 64;
-/// While the guest stands still, less than this goes without asking: the question would take longer.
-const ASK_MIN: u64 = 2 << 20;
+/// Of a line that was not measured yet.
+const HOLDS_MIN: u64 = 256 << 10;
 
 const _: () = assert!(EPOCH_CHUNKS <= OFFER_MAX);
 
@@ -66,6 +66,8 @@ pub(super) struct Ends {
     pub(super) barriers: mpsc::UnboundedReceiver<Waiter>,
     /// Whether a barrier was answered and nothing came since.
     pub(super) is_settled: watch::Sender<bool>,
+    /// No guest stands still while somebody waits for a barrier.
+    pub(super) asks_always: bool,
 }
 
 impl Pump {
@@ -133,7 +135,8 @@ impl Pump {
     fn take(&self, is_urgent: bool) -> Option<(Taken, Vec<bool>)> {
         let mut journal = self.ends.intake.journal();
         let wait = if is_urgent { Duration::ZERO } else { patience(&journal) };
-        let is_little = is_urgent && journal.waiting_bytes() < ASK_MIN;
+        // Somebody waits, and the answers would come later than the contents themselves.
+        let is_little = is_urgent && !self.ends.asks_always && journal.waiting_bytes() < self.line_holds();
         let taken = journal.take(Instant::now(), wait, EPOCH_CHUNKS)?;
         // Still under the lock: what was taken must not look like nothing for a moment.
         self.ends.intake.progress().send_modify(|progress| progress.oldest_queued = Some(taken.since));
@@ -141,6 +144,13 @@ impl Pump {
             |chunk: &Chunk| !is_little && journal.is_whole(chunk) && self.queue.may_ask(chunk.place);
         let is_asked = taken.chunks.iter().map(may_ask).collect();
         Some((taken, is_asked))
+    }
+
+    /// Bytes that go over the line during one round trip.
+    fn line_holds(&self) -> u64 {
+        let line = self.ends.line.borrow();
+        let holds = line.rate.zip(line.round_trip).map(|(rate, took)| rate as f64 * took.as_secs_f64());
+        holds.map_or(HOLDS_MIN, |holds| (holds as u64).max(HOLDS_MIN))
     }
 
     /// Sends what is ready, up to a batch; `false` if nothing is.

@@ -167,8 +167,9 @@ impl Apply {
             flushing.spawn(async move { (index, client.flush().await) });
         }
         all_done(flushing).await?;
-        self.say(Message::Flushed { barrier, digest }).await?;
+        // Before the source knows: it may end the session with its next word.
         self.ports.is_flushed.send_replace(true);
+        self.say(Message::Flushed { barrier, digest }).await?;
         let _ = self.ports.events.send(TargetEvent::Flushed { digest });
         Ok(())
     }
