@@ -121,6 +121,12 @@ impl Config {
         self.data_dir.join("host.key")
     }
 
+    /// The private key of this host's end of the tunnel.
+    #[must_use]
+    pub fn tunnel_key(&self) -> PathBuf {
+        self.data_dir.join("tunnel.key")
+    }
+
     /// Certificate of the CA that signed the server's.
     #[must_use]
     pub fn ca(&self) -> PathBuf {

@@ -132,7 +132,7 @@ async fn address(config: &Config, identity: &Identity) -> anyhow::Result<IpAddr>
 async fn networks(config: &Config, identity: &Identity) -> anyhow::Result<Networks> {
     let address = address(config, identity).await?;
     let tunnel = TunnelSettings {
-        key: config.data_dir.join("tunnel.key"),
+        key: config.tunnel_key(),
         endpoint: SocketAddr::new(config.tunnel_address.unwrap_or(address), config.tunnel_port),
     };
     let networks = Networks::new(&config.run_dir, address, config.run_as_uid).with_tunnel(tunnel);

@@ -9,7 +9,13 @@ mod network {
 use std::time::{Duration, Instant};
 
 use network::place::{Place, eventually, lease, overlay};
+use sterna_wire::assignment::{NetworkAssignment, NetworkKind};
 use uuid::Uuid;
+
+fn bridge(name: &str, bridge: &str, vlan: Option<u16>) -> Vec<NetworkAssignment> {
+    let kind = NetworkKind::Bridge { bridge: bridge.to_owned(), vlan };
+    vec![NetworkAssignment { name: name.parse().unwrap(), kind }]
+}
 
 #[test]
 fn guests_get_their_address_and_reach_each_other_and_the_world() {
@@ -142,7 +148,7 @@ fn a_changed_assignment_changes_the_devices() {
 fn a_missing_bridge_is_named_and_does_not_stop_the_others() {
     let place = Place::new("ng", 1);
     let mut wanted = overlay(&place, 0, &[]);
-    wanted.extend(network::place::bridge("office", "br7", None));
+    wanted.extend(bridge("office", "br7", None));
     let failed = place.hosts[0].try_ensure(wanted);
     assert_eq!(failed.len(), 1);
     assert!(failed["office"].contains("no bridge `br7`"), "{failed:?}");
@@ -150,10 +156,10 @@ fn a_missing_bridge_is_named_and_does_not_stop_the_others() {
     assert!(why.contains("no bridge `br7`"), "{why}");
     assert!(place.hosts[0].tap(Uuid::from_u128(1), 0, "lan").is_ok());
     place.hosts[0].sh("ip link add br7 type bridge; ip link set br7 mtu 1400 up");
-    assert!(place.hosts[0].try_ensure(network::place::bridge("office", "br7", None)).is_empty());
+    assert!(place.hosts[0].try_ensure(bridge("office", "br7", None)).is_empty());
     let name = place.hosts[0].tap(Uuid::from_u128(2), 0, "office").unwrap();
     let link = place.hosts[0].sh(&format!("ip link show {name}"));
     assert!(link.contains("master br7") && link.contains("mtu 1400"), "{link}");
-    let failed = place.hosts[0].try_ensure(network::place::bridge("office", "br7", Some(12)));
+    let failed = place.hosts[0].try_ensure(bridge("office", "br7", Some(12)));
     assert!(failed["office"].contains("vlan_filtering 1"), "{failed:?}");
 }

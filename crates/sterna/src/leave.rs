@@ -122,8 +122,9 @@ fn remove_files(agent: &Config, settings: &Path) -> Result<()> {
     tree(agent.data_dir.join("seen"))?;
     let pools = agent.data_dir.join("pools");
     let probed = agent.data_dir.join(sterna_agent::host::CACHE);
-    let files = [agent.certificate(), agent.key(), agent.ca(), probed, settings.to_owned()];
-    for path in files.into_iter().chain(notes_on(&pools)?) {
+    let keys = [agent.certificate(), agent.key(), agent.ca(), agent.tunnel_key()];
+    let files = keys.into_iter().chain([probed, settings.to_owned()]);
+    for path in files.chain(notes_on(&pools)?) {
         file::remove_if_there(&path).with_context(|| format!("remove {}", path.display()))?;
     }
     // Gone when nothing else is in them; what is in them is not ours to remove.

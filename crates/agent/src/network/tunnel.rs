@@ -106,10 +106,7 @@ impl Tunnel {
         let endpoint = settings.endpoint;
         self.set_seen(match self.means(settings, world).await {
             Ok((public_key, carrier)) => TunnelSeen::Ready { public_key, endpoint, carrier, trouble: None },
-            Err(Error::Missing { package, .. }) => {
-                TunnelSeen::Unavailable { why: format!("install {package}") }
-            }
-            Err(error) => TunnelSeen::Unavailable { why: error.explain() },
+            Err(error) => unavailable(&error),
         });
     }
 
@@ -204,6 +201,14 @@ impl Tunnel {
         scope.spawn(serving.keep_running(move || find(&served), on_end));
         Keeper { device: device.to_owned(), scope }
     }
+}
+
+fn unavailable(error: &Error) -> TunnelSeen {
+    let why = match error {
+        Error::Missing { package, .. } => format!("install {package}"),
+        error => error.explain(),
+    };
+    TunnelSeen::Unavailable { why }
 }
 
 /// Ends every tunnel of this host; that one is not there is no error.
@@ -303,4 +308,35 @@ async fn configure(
         tool::run("wg", &args, "").await?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_told_as_what_to_install() {
+        let why = |error: &Error| match unavailable(error) {
+            TunnelSeen::Unavailable { why } => why,
+            ready @ TunnelSeen::Ready { .. } => panic!("{ready:?}"),
+        };
+        let missing = Error::Missing { tool: USERSPACE, package: tool::package(USERSPACE) };
+        assert_eq!(why(&missing), "install wireguard-go");
+        let source = std::io::Error::other("the disk is full");
+        let refused = Error::Io { action: "keep the key".to_owned(), source };
+        assert_eq!(why(&refused), "keep the key: the disk is full");
+    }
+
+    #[tokio::test]
+    async fn a_key_is_made_once_and_only_its_owner_reads_it() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let settings = Settings { key: dir.path().join("key"), endpoint: ([192, 0, 2, 1], 7).into() };
+        let first = ensure_key(&settings).await.unwrap();
+        assert_eq!(ensure_key(&settings).await.unwrap(), first);
+        let mode = std::fs::metadata(&settings.key).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        std::fs::write(&settings.key, "no key").unwrap();
+        assert!(ensure_key(&settings).await.is_err(), "a damaged key is told, not replaced");
+    }
 }

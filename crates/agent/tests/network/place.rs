@@ -213,12 +213,6 @@ impl Host {
         pings(&self.space, to, options)
     }
 
-    /// How many packets this host had to cut in pieces.
-    pub fn fragments(&self) -> String {
-        let four = r#"awk '/^Ip:/ { if (c) print $c; else for (i = 1; i <= NF; i++) if ($i == "FragCreates") c = i }'"#;
-        self.sh(&format!("{four} /proc/net/snmp; grep FragCreates /proc/net/snmp6"))
-    }
-
     /// Devices behind which this host's segment bridge sees a MAC.
     pub fn forwarding_of(&self, mac: &str) -> Vec<String> {
         let shown = self.sh(&format!("bridge fdb show | grep -i ^{mac} | grep master"));
@@ -364,11 +358,6 @@ pub fn overlay_with(peers: &[&str], last: u8) -> Vec<NetworkAssignment> {
         leases: Vec::new(),
     };
     vec![NetworkAssignment { name: Name::new("lan").unwrap(), kind }]
-}
-
-pub fn bridge(name: &str, bridge: &str, vlan: Option<u16>) -> Vec<NetworkAssignment> {
-    let kind = NetworkKind::Bridge { bridge: bridge.to_owned(), vlan };
-    vec![NetworkAssignment { name: Name::new(name).unwrap(), kind }]
 }
 
 pub fn kill(pid: i32) {
