@@ -43,7 +43,12 @@ struct Inner {
     value: u64,
     hz: u32,
     error: Option<String>,
+    /// How long the latest writes took.
+    took: Vec<Duration>,
 }
+
+/// More writes than these are not timed until somebody asked.
+const TIMED_MAX: usize = 100_000;
 
 impl Counter {
     /// Goes on from the highest value on the disk.
@@ -83,6 +88,16 @@ impl Counter {
         (inner.value, inner.hz, inner.error.clone())
     }
 
+    /// How long writes took since this was asked last, as JSON; microseconds.
+    pub fn take_times(&self) -> String {
+        let mut took = std::mem::take(&mut self.lock().took);
+        took.sort_unstable();
+        let rank = |percent: usize| (took.len() * percent).div_ceil(100).saturating_sub(1);
+        let at = |percent| took.get(rank(percent)).map_or(0, Duration::as_micros);
+        let (count, p50, p99, max) = (took.len(), at(50), at(99), at(100));
+        format!("{{\"count\":{count},\"p50_us\":{p50},\"p99_us\":{p99},\"max_us\":{max}}}")
+    }
+
     /// The loop of the counter; never returns.
     pub fn run(&self) {
         loop {
@@ -112,10 +127,17 @@ impl Counter {
         let Some(disk) = &self.disk else { return };
         let value = self.lock().value + 1;
         let record = encode(value, self.boot, (system::uptime_s() * 1e6) as u64);
+        let began = Instant::now();
         let written = disk.write_all_at(&record.0, offset_of(value));
+        let took = began.elapsed();
         let mut inner = self.lock();
         match written {
-            Ok(()) => inner.value = value,
+            Ok(()) => {
+                inner.value = value;
+                if inner.took.len() < TIMED_MAX {
+                    inner.took.push(took);
+                }
+            }
             Err(error) => inner.error = Some(format!("write {value}: {error}")),
         }
     }
@@ -243,6 +265,21 @@ mod tests {
         two.write_next();
         two.write_next();
         assert_eq!(one.on_disk().unwrap(), 2);
+    }
+
+    #[test]
+    fn writes_are_timed_until_somebody_asks() {
+        let disk = Disk::new("times");
+        let counter = disk.counter("aaaaaaaa");
+        (0..7).for_each(|_| counter.write_next());
+        assert!(counter.take_times().starts_with("{\"count\":7,"));
+        assert_eq!(counter.take_times(), "{\"count\":0,\"p50_us\":0,\"p99_us\":0,\"max_us\":0}");
+        let millis = |ms| Duration::from_millis(ms);
+        counter.lock().took = (1..=200).rev().map(millis).collect();
+        assert_eq!(
+            counter.take_times(),
+            "{\"count\":200,\"p50_us\":100000,\"p99_us\":198000,\"max_us\":200000}"
+        );
     }
 
     #[test]

@@ -18,6 +18,8 @@ const CATCH_UP_MAX: Duration = Duration::from_millis(50);
 pub struct Setting {
     pub pages_per_s: u64,
     pub mib: u64,
+    /// Of the working set's pages, those that begin full of random bytes, which do not compress.
+    pub random_percent: u64,
 }
 
 #[derive(Default)]
@@ -41,7 +43,7 @@ impl Dirtier {
         let mut random = Random::new(0x5eed);
         loop {
             let setting = self.wait_for_work();
-            let mut working_set = WorkingSet::allocate(setting.mib);
+            let mut working_set = WorkingSet::allocate(setting.mib, setting.random_percent);
             self.dirty_until_changed(setting, &mut working_set, &mut random);
         }
     }
@@ -84,11 +86,15 @@ struct WorkingSet {
 
 impl WorkingSet {
     /// Every page is written once, so that the working set exists in the guest's memory from the start.
-    fn allocate(mib: u64) -> Self {
+    fn allocate(mib: u64, random_percent: u64) -> Self {
         let pages = mib as usize * PAGES_PER_MIB;
         let mut words = vec![0; pages * WORDS_PER_PAGE];
-        for page in 0..pages {
-            words[page * WORDS_PER_PAGE] = page as u64 | 1 << 63;
+        let mut random = Random::new(0xd127);
+        for (page, words) in words.chunks_mut(WORDS_PER_PAGE).enumerate() {
+            if (page as u64 * random_percent) % 100 < random_percent {
+                words.fill_with(|| random.next());
+            }
+            words[0] = page as u64 | 1 << 63;
         }
         Self { words }
     }
@@ -107,7 +113,7 @@ mod tests {
 
     #[test]
     fn a_touch_changes_one_word_of_one_page() {
-        let mut set = WorkingSet::allocate(1);
+        let mut set = WorkingSet::allocate(1, 0);
         let before = set.words.clone();
         set.touch(0x1234_5678_9abc_def0);
         let changed = set.words.iter().zip(&before).filter(|(now, then)| now != then).count();
@@ -115,8 +121,17 @@ mod tests {
     }
 
     #[test]
+    fn the_asked_share_of_pages_is_random() {
+        for (percent, expected) in [(0, 0), (50, 128), (100, 256)] {
+            let set = WorkingSet::allocate(1, percent);
+            let is_random = |page: &&[u64]| page[1..].iter().all(|word| *word != 0);
+            assert_eq!(set.words.chunks(WORDS_PER_PAGE).filter(is_random).count(), expected, "{percent}");
+        }
+    }
+
+    #[test]
     fn touches_reach_nearly_every_page() {
-        let mut set = WorkingSet::allocate(1);
+        let mut set = WorkingSet::allocate(1, 0);
         let before = set.words.clone();
         let mut random = Random::new(1);
         for _ in 0..10 * PAGES_PER_MIB {

@@ -37,10 +37,20 @@ pub struct Filler {
     held: Mutex<Held>,
 }
 
+/// Each kind beside the other.
 #[derive(Default)]
 struct Held {
-    kind: Kind,
-    chunks: Vec<Vec<u8>>,
+    text: Vec<Vec<u8>>,
+    random: Vec<Vec<u8>>,
+}
+
+impl Held {
+    fn of(&mut self, kind: Kind) -> &mut Vec<Vec<u8>> {
+        match kind {
+            Kind::Text => &mut self.text,
+            Kind::Random => &mut self.random,
+        }
+    }
 }
 
 /// More memory was asked for than the guest has left.
@@ -50,19 +60,18 @@ pub struct TooMuch {
 }
 
 impl Filler {
-    pub fn held(&self) -> (u64, Kind) {
-        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        (held.chunks.len() as u64, held.kind)
+    /// MiB held of a kind.
+    pub fn held(&self, kind: Kind) -> u64 {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).of(kind).len() as u64
     }
 
-    /// Replaces what is held; zero MiB gives all of it back.
+    /// Replaces what is held of a kind; zero MiB gives it back.
     pub fn fill(&self, mib: u64, kind: Kind) -> Result<(), TooMuch> {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        held.chunks.clear();
+        held.of(kind).clear();
         check_room(mib)?;
         let mut random = Random::new(mib ^ 0xf111);
-        held.chunks = (0..mib).map(|index| chunk(kind, index, &mut random)).collect();
-        held.kind = kind;
+        *held.of(kind) = (0..mib).map(|index| chunk(kind, index, &mut random)).collect();
         Ok(())
     }
 }
@@ -89,7 +98,8 @@ fn chunk(kind: Kind, index: u64, random: &mut Random) -> Vec<u8> {
 
 /// Like a line of a web server's log: mostly the same, with a few fields that differ.
 fn text_line(number: u64, random: u64) -> String {
-    let (user, path, status) = (random % 1000, random >> 40, if random % 17 == 0 { 404 } else { 200 });
+    let (user, path, status) =
+        (random % 1000, random >> 40, if random.is_multiple_of(17) { 404 } else { 200 });
     format!("{number} GET /shop/item/{path:x}?user={user} HTTP/1.1 {status} text/html; charset=utf-8\n")
 }
 
@@ -130,6 +140,16 @@ mod tests {
             assert_eq!(Kind::parse(kind.name()), Some(kind));
         }
         assert_eq!(Kind::parse("zeros"), None);
+    }
+
+    #[test]
+    fn both_kinds_are_held_beside_each_other() {
+        let filler = Filler::default();
+        filler.fill(2, Kind::Text).unwrap();
+        filler.fill(1, Kind::Random).unwrap();
+        assert_eq!((filler.held(Kind::Text), filler.held(Kind::Random)), (2, 1));
+        filler.fill(0, Kind::Text).unwrap();
+        assert_eq!((filler.held(Kind::Text), filler.held(Kind::Random)), (0, 1));
     }
 
     #[test]

@@ -5,8 +5,9 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use crate::filler::Random;
 use crate::{Workload, routes};
 
 /// A guest of 64 MiB still answers with this many threads.
@@ -20,15 +21,49 @@ pub struct Response {
     pub status: u16,
     pub content_type: &'static str,
     pub body: String,
+    /// Instead of the body.
+    pub stream: Option<Stream>,
+}
+
+/// Pseudo-random bytes, the same ones every time, at a steady rate: a download that lasts, and that can be checked.
+pub struct Stream {
+    pub bytes: u64,
+    pub bytes_per_s: u64,
+}
+
+/// The seed of what is downloaded.
+const SEED: u64 = 0xd0_4210ad;
+const CHUNK: usize = 16 << 10;
+
+impl Stream {
+    fn send(&self, to: &mut impl Write) -> io::Result<()> {
+        let (began, mut random, mut sent) = (Instant::now(), Random::new(SEED), 0);
+        let mut chunk = Vec::with_capacity(CHUNK);
+        while sent < self.bytes {
+            chunk.clear();
+            let length = CHUNK.min((self.bytes - sent) as usize);
+            (0..length / 8).for_each(|_| chunk.extend_from_slice(&random.next().to_le_bytes()));
+            to.write_all(&chunk)?;
+            sent += chunk.len() as u64;
+            let due = Duration::from_secs_f64(sent as f64 / self.bytes_per_s as f64);
+            thread::sleep(due.saturating_sub(began.elapsed()));
+        }
+        Ok(())
+    }
 }
 
 impl Response {
     pub fn text(body: impl Into<String>) -> Self {
-        Self { status: 200, content_type: "text/plain; charset=utf-8", body: body.into() }
+        Self { status: 200, content_type: "text/plain; charset=utf-8", body: body.into(), stream: None }
     }
 
     pub fn json(body: String) -> Self {
-        Self { status: 200, content_type: "application/json", body }
+        Self { content_type: "application/json", ..Self::text(body) }
+    }
+
+    /// A whole number of KiB.
+    pub fn stream(stream: Stream) -> Self {
+        Self { content_type: "application/octet-stream", stream: Some(stream), ..Self::text("") }
     }
 
     pub fn refusal(status: u16, why: impl Into<String>) -> Self {
@@ -72,6 +107,9 @@ fn converse(workload: &Workload, stream: TcpStream) -> io::Result<()> {
     while let Some(request) = read_request(&mut reader)? {
         let response = respond(workload, &request);
         writer.write_all(encode(&response, request.keeps_alive).as_bytes())?;
+        if let Some(stream) = &response.stream {
+            stream.send(&mut writer)?;
+        }
         if !request.keeps_alive {
             break;
         }
@@ -125,7 +163,7 @@ fn read_request(reader: &mut impl BufRead) -> io::Result<Option<Request>> {
 }
 
 fn encode(response: &Response, keeps_alive: bool) -> String {
-    let Response { status, content_type, body } = response;
+    let Response { status, content_type, body, stream } = response;
     let reason = match status {
         200 => "OK",
         400 => "Bad Request",
@@ -135,7 +173,7 @@ fn encode(response: &Response, keeps_alive: bool) -> String {
         _ => "Error",
     };
     let connection = if keeps_alive { "keep-alive" } else { "close" };
-    let length = body.len();
+    let length = stream.as_ref().map_or(body.len() as u64, |stream| stream.bytes);
     format!(
         "HTTP/1.1 {status} {reason}\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\n\
          Connection: {connection}\r\n\r\n{body}"
@@ -174,6 +212,18 @@ mod tests {
         assert!(read("GARBAGE\r\n\r\n").is_err());
         assert!(read("GET / HTTP/1.1\r\nHost: x\r\n").is_err(), "no empty line");
         assert!(read(&format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "y".repeat(9000))).is_err(), "too long");
+    }
+
+    #[test]
+    fn a_stream_is_the_same_bytes_every_time() {
+        let stream = Stream { bytes: 40 << 10, bytes_per_s: 1 << 30 };
+        let [mut one, mut other] = [Vec::new(), Vec::new()];
+        stream.send(&mut one).unwrap();
+        stream.send(&mut other).unwrap();
+        assert_eq!(one.len(), 40 << 10);
+        assert_eq!(one, other);
+        assert!(one.chunks(4096).skip(1).all(|page| page != &one[..4096]));
+        assert!(encode(&Response::stream(stream), true).contains("Content-Length: 40960\r\n"));
     }
 
     #[test]

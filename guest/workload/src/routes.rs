@@ -2,11 +2,12 @@
 
 use crate::dirtier::Setting;
 use crate::filler::{Kind, TooMuch, check_room};
-use crate::http::Response;
+use crate::http::{Response, Stream};
 use crate::{Workload, system};
 
 const COUNTER_HZ: u32 = 10;
 const COUNTER_HZ_MAX: u32 = 1000;
+const DOWNLOAD_MIB_MAX: u64 = 4096;
 
 pub fn answer(workload: &Workload, path: &str, query: &str) -> Response {
     let answered = match path {
@@ -16,6 +17,8 @@ pub fn answer(workload: &Workload, path: &str, query: &str) -> Response {
         "/counter" => counter(workload),
         "/counter/start" => counter_start(workload, query),
         "/counter/stop" => counter_stop(workload),
+        "/counter/writes" => counter_writes(workload),
+        "/download" => download(query),
         "/dirty" => dirty(workload, query),
         "/cpu" => cpu(workload, query),
         "/fill" => fill(workload, query),
@@ -53,13 +56,31 @@ fn counter_stop(workload: &Workload) -> Answer {
     Ok(Response::text("stopped\n"))
 }
 
+/// How long the writes took since this was asked last.
+fn counter_writes(workload: &Workload) -> Answer {
+    Ok(Response::json(format!("{}\n", workload.counter.take_times())))
+}
+
+fn download(query: &str) -> Answer {
+    let mib = number(query, "mib", None)?;
+    if !(1..=DOWNLOAD_MIB_MAX).contains(&mib) {
+        return Err(Response::refusal(400, format!("mib must be 1 to {DOWNLOAD_MIB_MAX}\n")));
+    }
+    let kib_per_s = number(query, "kib_per_s", Some(u64::MAX >> 10))?;
+    Ok(Response::stream(Stream { bytes: mib << 20, bytes_per_s: kib_per_s.max(1) << 10 }))
+}
+
 fn dirty(workload: &Workload, query: &str) -> Answer {
     let pages_per_s = number(query, "pages_per_s", None)?;
     let mib = number(query, "mib", Some(workload.dirtier.setting().mib.max(1)))?;
     if mib > workload.dirtier.setting().mib {
         check_room(mib).map_err(too_much)?;
     }
-    workload.dirtier.set(Setting { pages_per_s, mib });
+    let random_percent = number(query, "random_percent", Some(0))?;
+    if random_percent > 100 {
+        return Err(Response::refusal(400, "random_percent must be 0 to 100\n"));
+    }
+    workload.dirtier.set(Setting { pages_per_s, mib, random_percent });
     Ok(Response::text(format!("dirtying {pages_per_s} pages/s of {mib} MiB\n")))
 }
 
@@ -87,22 +108,21 @@ fn too_much(error: TooMuch) -> Response {
 
 fn state(workload: &Workload) -> String {
     let (value, hz, error) = workload.counter.state();
-    let Setting { pages_per_s, mib } = workload.dirtier.setting();
-    let (filled_mib, kind) = workload.filler.held();
+    let Setting { pages_per_s, mib, random_percent } = workload.dirtier.setting();
+    let [text_mib, random_mib] = [Kind::Text, Kind::Random].map(|kind| workload.filler.held(kind));
     let requests = workload.requests.load(std::sync::atomic::Ordering::Relaxed);
     format!(
         "{{\"hostname\":{},\"boot\":{},\"uptime_s\":{:.3},\"requests\":{requests},\
          \"counter\":{{\"value\":{value},\"hz\":{hz},\"error\":{}}},\
-         \"dirty\":{{\"pages_per_s\":{pages_per_s},\"mib\":{mib}}},\
+         \"dirty\":{{\"pages_per_s\":{pages_per_s},\"mib\":{mib},\"random_percent\":{random_percent}}},\
          \"cpu\":{{\"percent\":{},\"count\":{}}},\
-         \"fill\":{{\"mib\":{filled_mib},\"kind\":\"{}\"}},\"available_mib\":{}}}\n",
+         \"fill\":{{\"text_mib\":{text_mib},\"random_mib\":{random_mib}}},\"available_mib\":{}}}\n",
         quote(&workload.hostname()),
         quote(&workload.boot),
         workload.uptime_s(),
         error.map_or_else(|| "null".to_owned(), |error| quote(&error)),
         workload.burner.percent(),
         system::cpu_count(),
-        kind.name(),
         system::available_mib(),
     )
 }
@@ -160,21 +180,39 @@ mod tests {
     #[test]
     fn settings_are_kept_and_shown() {
         let workload = Workload::new(None);
-        assert_eq!(ask(&workload, "/dirty?pages_per_s=2000&mib=8").0, 200);
+        assert_eq!(ask(&workload, "/dirty?pages_per_s=2000&mib=8&random_percent=50").0, 200);
         assert_eq!(ask(&workload, "/cpu?percent=30").0, 200);
         assert_eq!(ask(&workload, "/fill?mib=1&kind=random").0, 200);
         let state = ask(&workload, "/state").1;
-        for part in ["\"pages_per_s\":2000,\"mib\":8", "\"percent\":30", "\"mib\":1,\"kind\":\"random\""] {
+        for part in [
+            "\"pages_per_s\":2000,\"mib\":8,\"random_percent\":50",
+            "\"percent\":30",
+            "\"text_mib\":0,\"random_mib\":1",
+        ] {
             assert!(state.contains(part), "{part} in {state}");
         }
     }
 
     #[test]
+    fn what_is_downloaded_is_as_long_as_was_asked_for() {
+        let response = answer(&Workload::new(None), "/download", "mib=3&kib_per_s=64");
+        let stream = response.stream.unwrap();
+        assert_eq!((response.status, stream.bytes, stream.bytes_per_s), (200, 3 << 20, 64 << 10));
+    }
+
+    #[test]
     fn nonsense_is_refused_with_a_reason() {
         let workload = Workload::new(None);
-        for target in
-            ["/dirty", "/dirty?pages_per_s=x", "/cpu?percent=-1", "/cpu?percent=99999", "/counter/start?hz=0"]
-        {
+        for target in [
+            "/dirty",
+            "/dirty?pages_per_s=x",
+            "/dirty?pages_per_s=1&random_percent=101",
+            "/download",
+            "/download?mib=99999999",
+            "/cpu?percent=-1",
+            "/cpu?percent=99999",
+            "/counter/start?hz=0",
+        ] {
             let (status, why) = ask(&workload, target);
             assert_eq!(status, 400, "{target}");
             assert!(!why.is_empty(), "{target}");
