@@ -10,6 +10,20 @@
 //! offered by name first, and only those go over the line that the target has nowhere. A journal that fills answers
 //! later and later, and says so.
 //!
+//! How a caller drives it, with the VM's source QEMU in `here` and its target QEMU (`-incoming defer`) in `there`:
+//!
+//! 1. `there`: `nbd-server-start` on a unix socket, `block-export-add` (nbd, writable) for each disk; then a [`Target`].
+//! 2. A [`Source`]; its sockets belong to this user, and a QEMU of another one must be given them.
+//! 3. `here`: `blockdev-add` of driver `nbd` with [`source::MirrorTo`], **`discard` left at `ignore`**: with `unmap`, a
+//!    full mirror first makes the whole target zero, and all that the target had is lost. `blockdev-mirror` with `sync`
+//!    full (`top` where both sides have the same base), `copy-mode` background, `granularity` 4096 (small writes stay
+//!    small), `buf-size` 64 MiB (requests of 4 MiB), `on-target-error` report.
+//! 4. When the job is ready and [`Progress::journal_bytes`] is low: `block-job-change` to write-blocking (8.2 and
+//!    later). A guest's write now waits for the journal and never for the line.
+//! 5. The guest stands still: soft `block-job-cancel`, wait until the job is gone, `blockdev-del`, [`Source::barrier`].
+//!    With a full journal this takes as long as the line needs: look at [`Progress`] before the guest is stopped.
+//! 6. [`TargetEvent::Flushed`] with the same digest: [`Target::release`], `nbd-server-stop`, and the guest may go on.
+//!
 //! Nothing in the journal has to survive: until [`Source::barrier`] has answered, the source's disk is the only one
 //! that counts. A session that failed is begun anew, with a new mirror, and names make the second time short.
 

@@ -78,7 +78,8 @@ pub struct Source {
 pub(super) type Feeds = JoinSet<Error>;
 
 impl Source {
-    /// Makes one socket for each volume in `folder`. Mirrors may write at once, whether the target is there or not.
+    /// Makes one socket for each volume in `folder`, which is this migration's own: sockets that a process left there
+    /// when it died are replaced. Mirrors may write at once, whether the target is there or not.
     pub fn start(folder: &Path, link: Link, options: Options) -> Result<Self, Error> {
         let intake = prepare(&options)?;
         let (mut feeds, mut mirrors) = (Feeds::new(), Vec::new());
@@ -102,7 +103,7 @@ impl Source {
         let (calls, called) = mpsc::unbounded_channel();
         let (events, told) = mpsc::unbounded_channel();
         let (barriers, asked) = mpsc::unbounded_channel();
-        let (hears, heard) = mpsc::unbounded_channel();
+        let (hears, heard) = mpsc::channel(pump::HEARD_MAX);
         let is_settled = watch::channel(false).0;
         let ends = Ends {
             intake,
@@ -169,7 +170,7 @@ struct Session {
     link: Link,
     feeds: Feeds,
     called: mpsc::UnboundedReceiver<Call>,
-    hears: mpsc::UnboundedSender<Heard>,
+    hears: mpsc::Sender<Heard>,
     is_settled: watch::Sender<bool>,
     events: mpsc::UnboundedSender<SourceEvent>,
 }
@@ -235,8 +236,7 @@ impl Session {
             Some(Message::Open { .. } | Message::Accept) => return Err(Error::OutOfPlace),
             None => return Err(Error::Malformed("a message")),
         };
-        // The pump hears for as long as it runs, and it runs as long as this.
-        let _ = self.hears.send(heard);
-        Ok(())
+        // No target that only answers what it was asked has so much to say.
+        self.hears.try_send(heard).map_err(|_| Error::OutOfPlace)
     }
 }

@@ -1,11 +1,14 @@
 //! A paused QEMU with one disk, and what one asks of it when its disk moves.
 
+#![allow(clippy::unwrap_used, dead_code)]
+
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use sterna_mover::hash::Key;
 use sterna_mover::volume::source::MirrorTo;
 use sterna_mover::volume::target::Export;
 use sterna_qemu::qmp::{Client, Options};
@@ -14,6 +17,13 @@ use crate::machines::Binary;
 use crate::world::eventually;
 
 pub const EXPORT: &str = "disk-0";
+pub const MIB: u64 = 1 << 20;
+/// Of every disk.
+pub const SIZE: u64 = 64 * MIB;
+
+pub fn key() -> Key {
+    Key([7; 32])
+}
 
 pub struct Box {
     child: Child,

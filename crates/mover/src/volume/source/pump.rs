@@ -28,6 +28,9 @@ const HOLDS_MIN: u64 = 256 << 10;
 
 const _: () = assert!(EPOCH_CHUNKS <= OFFER_MAX);
 
+/// Words that wait while the line takes nothing: more than all questions and epochs under way have answers.
+pub(super) const HEARD_MAX: usize = 8192;
+
 /// What the target said.
 #[derive(Debug)]
 pub(super) enum Heard {
@@ -62,7 +65,7 @@ pub(super) struct Ends {
     pub(super) intake: Arc<Intake>,
     pub(super) sender: Sender,
     pub(super) line: watch::Receiver<link::Progress>,
-    pub(super) heard: mpsc::UnboundedReceiver<Heard>,
+    pub(super) heard: mpsc::Receiver<Heard>,
     pub(super) barriers: mpsc::UnboundedReceiver<Waiter>,
     /// Whether a barrier was answered and nothing came since.
     pub(super) is_settled: watch::Sender<bool>,

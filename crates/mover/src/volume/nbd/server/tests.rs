@@ -113,6 +113,23 @@ async fn a_write_that_has_no_room_is_answered_when_there_is_some() {
     assert!((1..=2).contains(&freed), "{freed}");
 }
 
+#[tokio::test]
+async fn a_socket_is_closed_to_others_replaces_a_dead_one_and_goes_with_its_owner() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("s");
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    let socket = Socket::bind(&path).unwrap();
+    assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    drop(socket);
+    assert!(!path.exists());
+    // What is no socket is not ours.
+    std::fs::write(&path, "mine").unwrap();
+    assert!(Socket::bind(&path).is_err());
+    assert_eq!(std::fs::read(&path).unwrap(), b"mine");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
     #[test]
