@@ -180,10 +180,10 @@ impl Tunnel {
             Carrier::Kernel if world.link(device).is_some() => Ok(()),
             Carrier::Kernel => tool::ip_batch(&[format!("link add name {device} type wireguard")]).await,
             Carrier::WireguardGo => {
-                if keeper.is_none() {
-                    *keeper = Some(self.keep(device));
-                }
-                answers(device).await
+                // Ports of VMs wait meanwhile: for one that does not start, only once.
+                let within = if keeper.is_none() { START_WITHIN } else { Duration::ZERO };
+                keeper.get_or_insert_with(|| self.keep(device));
+                answers(device, within).await
             }
         }
     }
@@ -273,8 +273,8 @@ async fn carrier(world: &World) -> Result<Carrier, Error> {
 }
 
 /// Waits until the device is there and takes orders.
-async fn answers(device: &str) -> Result<(), Error> {
-    let deadline = Instant::now() + START_WITHIN;
+async fn answers(device: &str, within: Duration) -> Result<(), Error> {
+    let deadline = Instant::now() + within;
     loop {
         let is_there = tap::is_device(device)?;
         match tool::run("wg", &["show", device, "listen-port"], "").await {

@@ -74,7 +74,6 @@ impl Place {
         place
     }
 
-    /// In the namespace of the switch that all hosts are on.
     pub fn at_switch(&self, script: &str) -> String {
         sh_in(&format!("{}-sw", self.prefix), script)
     }
