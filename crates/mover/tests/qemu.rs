@@ -97,13 +97,11 @@ impl Way {
             offers: None,
             keeper: there.keeper,
         };
-        Moving {
-            source: Source::start(from, source, sending).unwrap(),
-            target: Target::start(to, target, taking),
-            pair: relay,
-            link,
-            _listener: listener,
-        }
+        let source = Source::start(from, source, sending).unwrap();
+        let mut target = Target::start(to, target, taking);
+        let opened = target.events.recv().await.unwrap();
+        assert!(matches!(&opened, TargetEvent::Opened(key) if *key == settings().key), "{opened:?}");
+        Moving { source, target, pair: relay, link, _listener: listener }
     }
 
     /// The target becomes the source, and a new QEMU waits where the guest came from.
