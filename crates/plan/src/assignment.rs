@@ -97,7 +97,7 @@ fn owner(view: &View, vm: &Vm<'_>, decision: &VmDecision, migration: Moving<'_>,
         let sends = moving.source.as_ref() == Some(host.name) && moving.epoch == decision.owner.epoch;
         let Phase::Copying { listen } = &moving.phase else { return None };
         let to: SocketAddr = listen.parse().ok()?;
-        let cancel = migration::is_cancelled(spec, vm);
+        let cancel = migration::is_cancelled(spec, vm) || migration::lost_target(vm, moving).is_some();
         sends.then(|| Outgoing {
             migration: name.clone(),
             to,

@@ -230,7 +230,9 @@ impl Move<'_> {
                 return Some(Event::SourceReleased { next_epoch: decision.next_epoch });
             }
             Some(SideState::Kept { why }) => {
-                return Some(Event::SourceKept { why: why.clone(), cancelled: self.wants_cancel() });
+                let lost = self.vm().and_then(|vm| lost_target(&vm, decision));
+                let why = lost.map_or_else(|| why.clone(), |lost| format!("the target was lost: {lost}"));
+                return Some(Event::SourceKept { why, cancelled: self.wants_cancel() });
             }
             _ => {}
         }
@@ -446,6 +448,15 @@ impl Move<'_> {
 #[must_use]
 pub fn is_cancelled(spec: &MigrationSpec, vm: &Vm<'_>) -> bool {
     spec.cancel || !vm.is_wanted()
+}
+
+/// Why the target's copy ended, where the source cannot see that: one QEMU notices that the other is gone, the mover waits
+/// for a line to come back.
+#[must_use]
+pub fn lost_target(vm: &Vm<'_>, decision: &MigrationDecision) -> Option<String> {
+    let row = vm.entry.reports.get(decision.target.as_ref()?)?;
+    let is_it = decision.via == Via::Mover && row.epoch == decision.next_epoch;
+    is_it.then(|| ended(row)).flatten()
 }
 
 /// Why a copy has ended; `None` while it has a process.

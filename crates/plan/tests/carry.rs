@@ -225,3 +225,22 @@ fn a_volume_of_a_served_pool_is_open_to_each_side_where_that_side_uses_it() {
     world.settle();
     assert!(exports(&world).is_empty(), "what it had there is open to nobody");
 }
+
+/// The mover waits for a line to come back, and cannot know that nobody is there any more.
+#[test]
+fn a_source_is_told_to_stop_when_its_target_has_ended() {
+    let mut world = copying();
+    let ordered = |world: &World| match role(world, "a1") {
+        Some(Role::Owner(owner)) => owner.outgoing.map(|outgoing| outgoing.cancel),
+        _ => None,
+    };
+    assert_eq!(ordered(&world), Some(false));
+    world.report("web", "a2", 2, CopyState::Stopped { exit: Exit::Crashed { why: "exit code 1".into() } });
+    world.settle();
+    assert_eq!(ordered(&world), Some(true));
+    let kept = Some(("m", SideState::Kept { why: "cancelled".into() }));
+    world.report_side("web", "a1", 1, CopyState::Running, kept);
+    world.settle();
+    let Phase::Failed { why } = world.phase("m") else { panic!("it is {:?}", world.phase("m")) };
+    assert!(why.contains("the target was lost") && why.contains("exit code 1"), "{why}");
+}

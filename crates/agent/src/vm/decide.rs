@@ -98,6 +98,8 @@ pub enum Step {
     CancelSend,
     /// Completed: record that this copy will not run, then say so.
     HandOver,
+    /// Noted as kept, and frozen all the same.
+    Thaw,
     /// Failed or cancelled: the guest runs on here.
     Keep {
         why: String,
@@ -137,6 +139,7 @@ fn in_flight(known: Known<'_>) -> Option<Step> {
     let side = &notes.migration.as_ref()?.side;
     match (side, &view.transfer) {
         (SideState::Sending, Transfer::Completed | Transfer::Held) => Some(Step::HandOver),
+        (SideState::Kept { .. }, Transfer::Held) => Some(Step::Thaw),
         (SideState::Sending, Transfer::Failed { why }) => Some(Step::Keep { why: why.clone() }),
         (SideState::Sending, Transfer::Cancelled) => Some(Step::Keep { why: "cancelled".to_owned() }),
         // This agent's predecessor died between writing it down and doing it.

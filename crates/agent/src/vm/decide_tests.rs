@@ -263,6 +263,10 @@ fn a_target_is_prepared_once_per_migration() {
     ]);
 }
 
+fn held() -> Body {
+    alive(Run::Paused(Pause::Migrated), Transfer::Held)
+}
+
 #[test]
 fn memory_is_sent_once_and_the_end_is_taken_up_whoever_orders_what() {
     let sending = with(as_owner(5), "m", SideState::Sending);
@@ -290,6 +294,10 @@ fn memory_is_sent_once_and_the_end_is_taken_up_whoever_orders_what() {
         // Kept: not sent again for the same migration, and for the next one it is.
         (sends(5, "m", false), running(), with(as_owner(5), "m", kept()), saw(5), Step::Wait),
         (sends(5, "n", false), running(), with(as_owner(5), "m", kept()), saw(5), Step::Send),
+        // All but the end was sent; what was kept and is frozen all the same is continued by whoever finds it.
+        (sends(5, "m", false), held(), with(as_owner(5), "m", SideState::Sending), saw(5), Step::HandOver),
+        (Order::Unknown, held(), with(as_owner(5), "m", kept()), saw(5), Step::Thaw),
+        (Order::Unknown, held(), with(as_owner(5), "m", released()), saw(5), Step::Wait),
         // It was paused by its owner before the move, and the order does not say so while it moves.
         (
             sends(5, "m", false),

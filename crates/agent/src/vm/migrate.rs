@@ -134,17 +134,38 @@ impl<H: Hypervisor, R: Resources> Work<H, R> {
         let guest = self.guest()?.clone();
         if !self.is_line_up().await {
             let why = "the server could not be reached at the switchover".to_owned();
-            self.note_side(migration, SideState::Kept { why })?;
-            guest.cancel().await?;
-            return self.view().await;
+            return self.keep_held(migration, why).await;
         }
         guest.freeze().await?;
         self.note_side(migration, SideState::Released { outcome })?;
-        if let Err(error) = guest.grant().await {
-            // The target will not get the end, and says so; then the owner takes this copy back.
-            tracing::warn!(vm = %self.name, %migration, %error, "the guest was released and not granted");
+        match guest.grant().await {
+            Ok(()) => {}
+            // Its stream had ended before, so it may have run since; nobody was told yet that it was released.
+            Err(GuestError::Refused(why)) => return self.keep_held(migration, why).await,
+            Err(GuestError::Unclear(error)) => {
+                // If the target does not get the end it says so; then the owner takes this copy back.
+                tracing::warn!(vm = %self.name, %migration, %error, "whether the guest was granted is not known");
+            }
         }
         Ok(Found::Same(View { run: Run::Paused(Pause::Migrated), transfer: Transfer::Held }))
+    }
+
+    /// A guest that stands still at the end of its stream runs on here.
+    async fn keep_held(&mut self, migration: &Name, why: String) -> Done<H::Guest> {
+        tracing::warn!(vm = %self.name, %migration, %why, "the guest stays");
+        // Noted first: what runs must never be found noted as sent away.
+        self.note_side(migration, SideState::Kept { why })?;
+        // One that is frozen hears no cancel, whoever froze it.
+        if self.guest()?.cancel().await.is_err() {
+            self.guest()?.take_back().await?;
+        }
+        self.view().await
+    }
+
+    /// It was noted as kept by somebody who did not live to continue it.
+    pub(super) async fn thaw(&mut self) -> Done<H::Guest> {
+        self.guest()?.take_back().await?;
+        self.view().await
     }
 
     async fn is_line_up(&self) -> bool {
