@@ -10,5 +10,7 @@ pub mod migration;
 pub mod plain;
 /// Figures, bars, table and JSON.
 pub mod table;
+/// Moves between datacentres.
+pub mod wan;
 /// What the benchmarks share.
 pub mod world;

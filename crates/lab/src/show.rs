@@ -8,7 +8,7 @@ use clap::Args;
 
 use crate::bench::table::{MISSED, Table};
 use crate::bench::world::World;
-use crate::bench::{api, chaos, migration};
+use crate::bench::{api, chaos, migration, wan};
 use crate::demo::Demo;
 use crate::down;
 use crate::place::Lab;
@@ -28,11 +28,17 @@ pub struct DemoArgs {
 
 #[derive(Debug, Args)]
 pub struct BenchArgs {
-    /// migration, chaos or api
+    /// migration, chaos, api or wan
     name: String,
     /// A short form
     #[arg(long)]
     quick: bool,
+    /// Of wan: this row alone
+    #[arg(long, value_name = "NAME")]
+    row: Option<String>,
+    /// Of wan: measure also what is finished already
+    #[arg(long)]
+    fresh: bool,
     /// Where the figures go as JSON [default: target/bench/NAME.json]
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -67,12 +73,34 @@ pub fn demo(args: &DemoArgs, lab: &Lab, say: Say) -> Result<ExitCode> {
     Ok(if shown.lost == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+const BENCHES: [&str; 4] = ["migration", "chaos", "api", "wan"];
+
+impl BenchArgs {
+    /// Refuses what cannot be before anything is made.
+    fn check(&self) -> Result<()> {
+        if !BENCHES.contains(&self.name.as_str()) {
+            bail!("there is no benchmark `{}`: {}", self.name, BENCHES.join(", "));
+        }
+        if self.name != "wan" && (self.row.is_some() || self.fresh) {
+            bail!("--row and --fresh are for the benchmark `wan`");
+        }
+        self.wish().rows()?;
+        check_image(&self.image)
+    }
+
+    fn file(&self) -> PathBuf {
+        let usual = || Path::new("target/bench").join(format!("{}.json", self.name));
+        self.json.clone().unwrap_or_else(usual)
+    }
+
+    fn wish(&self) -> wan::Wish {
+        wan::Wish { quick: self.quick, row: self.row.clone(), fresh: self.fresh, file: self.file() }
+    }
+}
+
 /// Measures, in a lab of its own.
 pub fn bench(args: &BenchArgs, lab: &Lab, say: Say) -> Result<ExitCode> {
-    if !["migration", "chaos", "api"].contains(&args.name.as_str()) {
-        bail!("there is no benchmark `{}`: migration, chaos, api", args.name);
-    }
-    check_image(&args.image)?;
+    args.check()?;
     up::up(lab, Wishes::default(), say)?;
     let measured = measure(args, lab);
     if !args.keep {
@@ -80,10 +108,11 @@ pub fn bench(args: &BenchArgs, lab: &Lab, say: Say) -> Result<ExitCode> {
     }
     let table = measured?;
     print!("\n{}", table.render());
-    let file =
-        args.json.clone().unwrap_or_else(|| Path::new("target/bench").join(format!("{}.json", args.name)));
-    table.write(&file)?;
-    println!("written to {}", file.display());
+    // Rows are kept by the bench that has them.
+    if args.name != "wan" {
+        table.write(&args.file())?;
+    }
+    println!("written to {}", args.file().display());
     Ok(if table.all_hold() { ExitCode::SUCCESS } else { MISSED.into() })
 }
 
@@ -101,6 +130,7 @@ fn measure(args: &BenchArgs, lab: &Lab) -> Result<Table> {
                 migration::run(&world, size).await
             }
             "chaos" => chaos::run(&world, if args.quick { 1 } else { 4 }).await,
+            "wan" => wan::run(&world, &args.wish()).await,
             _ => api::run(&world, if args.quick { 5 } else { 20 }).await,
         }
     })

@@ -12,10 +12,9 @@ use rustix::process::Signal;
 use sterna_base::units::{Bytes, Span};
 use sterna_client::vm::{Move, Vm};
 use sterna_model::meta::Name;
-use sterna_model::network::OVERLAY_MTU;
 use sterna_qemu::qmp::migration::Status;
 
-use super::plain::{Hand, Machine, Place};
+use super::plain::{self, Hand, Machine, Place};
 use super::table::{Bar, Table, median, percentile};
 use super::world::{Process, World};
 use crate::place::Host;
@@ -107,27 +106,10 @@ impl<'a> Pair<'a> {
             .hosts()
             .find(|host| host.site == from.site && *host != from)
             .context("no second host")?;
-        let network = user.client.networks().get(&Name::new("default")?).await?;
-        let vni = network.decision.context("the network has no identifier")?.vni;
-        let place = |host: Host| Place {
-            namespace: world.space(host),
-            bridge: format!("sterna-b{vni:x}"),
-            mtu: OVERLAY_MTU,
-            address: world.lab.host_address(host).into(),
-        };
+        let (machine, places) =
+            plain::twin(world, &twin, &world.lab.shared(from.site), [from, other]).await?;
         let hardware = &twin.decision.as_ref().context("the twin has no hardware")?.hardware;
-        let volume = user.client.volumes().get(&hardware.volumes[0]).await?;
-        let machine = Machine {
-            program: world.program.clone(),
-            machine: hardware.machine.clone(),
-            cpu_model: hardware.cpu_model.clone(),
-            memory_kib: hardware.memory.as_u64() >> 10,
-            disk: world.lab.shared(from.site).join("volumes").join(format!("{}.qcow2", volume.meta.uid)),
-            mac: hardware.nics[0].mac.to_string(),
-            folder: world.lab.dir.clone(),
-        };
         let accel = format!("{:?}", hardware.accel).to_uppercase();
-        let places = [place(from), place(other)];
         let hand = Hand::boot(machine.clone(), places.clone()).await?;
         world.guest_answers(from, user::address(&twin)?).await?;
         world.guest_answers(from, user::address(&vm)?).await?;
@@ -294,7 +276,7 @@ async fn back_and_forth(world: &World, table: &mut Table, vm: &Vm, size: Size) -
 /// Holds both agents still once the copy is under way, so that after QEMU's completion both sides stand paused with
 /// the memory that was handed over; counts the pages in which they differ; lets the agents finish the move.
 async fn move_and_compare(world: &World, vm: &Vm, at: Host, to: Host) -> Result<u64> {
-    let order = Move { to: Some(Name::new(&to.name())?), max_downtime: Some(DOWNTIME), to_datacentre: None };
+    let order = Move { to: Some(Name::new(&to.name())?), max_downtime: Some(DOWNTIME), ..Move::default() };
     let answer = world.user.client.vms().migrate(vm.name(), &order).await?;
     let name = answer.migration.clone().context("the server named no migration")?;
     let agents = [world.find(Process::Agent(at))?, world.find(Process::Agent(to))?];

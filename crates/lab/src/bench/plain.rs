@@ -5,7 +5,7 @@
 //! `return-path` on both sides and the same bandwidth and downtime limits as Sterna's, has the target listen, starts
 //! the migration, waits for QEMU's `completed` event and for the target to run, ends the source with `quit` and waits
 //! for its process. It keeps no record, checks nothing, and would run the guest twice if the line broke at the wrong
-//! moment.
+//! moment. Told to compress, it sets `multifd` with four channels and zstd on both sides as well.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -13,11 +13,18 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use serde_json::{Value, json};
+use sterna_client::vm::Vm;
+use sterna_model::meta::Name;
+use sterna_model::network::OVERLAY_MTU;
 use sterna_qemu::qmp::migration::{Address, Capability, Parameters, Progress, Status};
 use sterna_qemu::qmp::{Client, Options};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
+
+use super::world::World;
+use crate::place::Host;
 
 /// What both machines are made of; the same as the VM it is compared with.
 #[derive(Debug, Clone)]
@@ -60,6 +67,24 @@ pub struct Moved {
     pub bytes: u64,
 }
 
+/// How QEMU itself sends the memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Style {
+    /// One stream as it is.
+    Plain,
+    /// Four channels, each compressed with zstd at QEMU's own level.
+    MultifdZstd,
+}
+
+/// What is asked of a move.
+#[derive(Debug, Clone, Copy)]
+pub struct Terms {
+    pub style: Style,
+    pub downtime_max: Duration,
+    /// A move that takes longer is given up: the guest stays where it is.
+    pub patience: Duration,
+}
+
 /// As Sterna's agent sets it: no limit of its own.
 pub const BANDWIDTH: u64 = 1 << 40;
 const DEADLINE: Duration = Duration::from_secs(120);
@@ -77,16 +102,22 @@ impl Hand {
 
     /// Moves the guest to the other host.
     pub async fn migrate(&mut self, downtime_max: Duration) -> anyhow::Result<Moved> {
+        let terms = Terms { style: Style::Plain, downtime_max, patience: DEADLINE };
+        self.migrate_on(terms).await?.context("the move did not end")
+    }
+
+    /// The same on certain terms; `None`: it was not done in time.
+    pub async fn migrate_on(&mut self, terms: Terms) -> anyhow::Result<Option<Moved>> {
         let decided = Instant::now();
         let to = 1 - self.at;
-        let (child, target) = spawn(&self.machine, &self.places[to], self.started, true).await?;
+        let (mut child, target) = spawn(&self.machine, &self.places[to], self.started, true).await?;
         self.started += 1;
         for side in [&self.qmp, &target] {
-            side.set_migration_capabilities(&[Capability::Events, Capability::ReturnPath], &[]).await?;
+            prepare(side, terms.style).await?;
         }
         let limits = Parameters {
             max_bandwidth: Some(BANDWIDTH),
-            downtime_limit: Some(u64::try_from(downtime_max.as_millis())?),
+            downtime_limit: Some(u64::try_from(terms.downtime_max.as_millis())?),
             ..Parameters::default()
         };
         self.qmp.set_migration_parameters(&limits).await?;
@@ -94,7 +125,12 @@ impl Hand {
         target.migrate_incoming(&Address::Tcp { ip, port: 0 }).await?;
         let port = listening_port(&target).await?;
         self.qmp.migrate(&Address::Tcp { ip, port }).await?;
-        let progress = timeout(DEADLINE, completed(&self.qmp)).await.context("the move did not end")??;
+        let Ok(progress) = timeout(terms.patience, completed(&self.qmp)).await else {
+            self.qmp.migrate_cancel().await?;
+            child.kill().await.context("end the target")?;
+            return Ok(None);
+        };
+        let progress = progress?;
         timeout(DEADLINE, runs(&target)).await.context("the target does not run")??;
         let source = std::mem::replace(&mut self.qmp, target);
         // QEMU may close the connection before it answers; what counts is that the process ends.
@@ -103,11 +139,17 @@ impl Hand {
         self.child = child;
         self.at = to;
         let ram = progress.ram.unwrap_or_default();
-        Ok(Moved {
+        Ok(Some(Moved {
             total: decided.elapsed(),
             downtime: Duration::from_millis(progress.downtime.unwrap_or(0)),
             bytes: ram.transferred,
-        })
+        }))
+    }
+
+    /// Where it runs now.
+    #[must_use]
+    pub fn qmp(&self) -> &Client {
+        &self.qmp
     }
 
     /// Ends the guest and removes the ports.
@@ -118,6 +160,54 @@ impl Hand {
             ip(&["-n", &place.namespace, "link", "delete", TAP]).await?;
         }
         Ok(())
+    }
+}
+
+/// What both sides must agree on.
+async fn prepare(side: &Client, style: Style) -> anyhow::Result<()> {
+    side.set_migration_capabilities(&[Capability::Events, Capability::ReturnPath], &[]).await?;
+    if style == Style::MultifdZstd {
+        side.set_migration_capabilities(&[Capability::Multifd], &[]).await?;
+        let how = json!({ "multifd-channels": 4, "multifd-compression": "zstd" });
+        side.execute::<Value>("migrate-set-parameters", how).await?;
+    }
+    Ok(())
+}
+
+/// The machine of a VM that is stopped and whose disk lies in `pool`, and two hosts, to move it by hand between them.
+pub async fn twin(
+    world: &World,
+    vm: &Vm,
+    pool: &Path,
+    hosts: [Host; 2],
+) -> anyhow::Result<(Machine, [Place; 2])> {
+    let network = world.user.client.networks().get(&Name::new("default")?).await?;
+    let vni = network.decision.context("the network has no identifier")?.vni;
+    let hardware = &vm.decision.as_ref().context("the twin has no hardware")?.hardware;
+    let volume = world.user.client.volumes().get(&hardware.volumes[0]).await?;
+    let machine = Machine {
+        program: world.program.clone(),
+        machine: hardware.machine.clone(),
+        cpu_model: hardware.cpu_model.clone(),
+        memory_kib: hardware.memory.as_u64() >> 10,
+        disk: pool.join("volumes").join(format!("{}.qcow2", volume.meta.uid)),
+        mac: hardware.nics[0].mac.to_string(),
+        folder: world.lab.dir.clone(),
+    };
+    let place = |host: Host| Place {
+        namespace: world.space(host),
+        bridge: format!("sterna-b{vni:x}"),
+        mtu: OVERLAY_MTU,
+        address: world.lab.host_address(host).into(),
+    };
+    Ok((machine, hosts.map(place)))
+}
+
+/// Removes the ports that a bench left when it failed.
+pub async fn clear(world: &World) {
+    for host in world.lab.hosts() {
+        // Usually there is none.
+        let _ = ip(&["-n", &world.space(host), "link", "delete", TAP]).await;
     }
 }
 

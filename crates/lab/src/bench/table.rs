@@ -72,6 +72,11 @@ impl Table {
         self.push(name, value, unit, None, None, baseline);
     }
 
+    /// What could not be measured does not hold.
+    pub fn failed(&mut self, name: &str) {
+        self.push(name, f64::NAN, "", None, Some(false), None);
+    }
+
     fn push(
         &mut self,
         name: &str,

@@ -1,0 +1,147 @@
+//! `sterna bench wan`: moves between datacentres over a slow line, each row beside its own baseline.
+//!
+//! Rows are kept in the JSON file as they are finished, and are not measured again unless somebody asks. A row that
+//! fails leaves its reason in the table, and the others go on.
+
+/// Reference case R, and the way back.
+pub mod case;
+/// Finished rows.
+pub mod kept;
+/// Line, guests, moves.
+pub mod rig;
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use sterna_client::object::Filter;
+
+use self::kept::Kept;
+use self::rig::Rig;
+use super::table::Table;
+use super::world::World;
+
+/// In the order in which they run.
+pub const ROWS: [&str; 2] = ["case-r", "return"];
+
+/// What is wanted.
+#[derive(Debug, Clone)]
+pub struct Wish {
+    pub quick: bool,
+    /// One row alone.
+    pub row: Option<String>,
+    /// Also what is finished already.
+    pub fresh: bool,
+    pub file: PathBuf,
+}
+
+impl Wish {
+    /// The rows that it is about.
+    pub fn rows(&self) -> Result<Vec<&'static str>> {
+        match &self.row {
+            None => Ok(ROWS.to_vec()),
+            Some(name) => match ROWS.iter().find(|row| *row == name) {
+                Some(row) => Ok(vec![*row]),
+                None => bail!("there is no row `{name}`: {}", ROWS.join(", ")),
+            },
+        }
+    }
+}
+
+pub async fn run(world: &World, wish: &Wish) -> Result<Table> {
+    let mut kept = Kept::load(&wish.file)?;
+    let rig = Rig::set_up(world).await?;
+    let mut failures = Vec::new();
+    for name in wish.rows()? {
+        if !wish.fresh && kept.row(name, wish.quick).is_some() {
+            println!("row {name}: was finished");
+            continue;
+        }
+        println!("row {name}");
+        let measured = async {
+            rig.clear().await?;
+            row(&rig, name, if wish.quick { 1 } else { 3 }).await
+        };
+        match measured.await {
+            Ok(table) => {
+                kept.put(name, wish.quick, table);
+                kept.save(&wish.file)?;
+            }
+            Err(error) => {
+                println!("row {name}: failed: {error:#}");
+                failures.push((name, error));
+            }
+        }
+    }
+    rig.clear().await?;
+    let mut table = whole(&kept, wish, &conditions(world).await?)?;
+    for (name, error) in failures {
+        table.note(format!("row {name} failed: {error:#}"));
+        table.failed(name);
+    }
+    Ok(table)
+}
+
+async fn row(rig: &Rig<'_>, name: &str, repeats: usize) -> Result<Table> {
+    match name {
+        "case-r" => case::case_r(rig, repeats).await,
+        "return" => case::way_back(rig, repeats).await,
+        _ => bail!("there is no row `{name}`"),
+    }
+}
+
+/// Everything that is wanted, as far as it is finished.
+fn whole(kept: &Kept, wish: &Wish, conditions: &str) -> Result<Table> {
+    let mut table = Table::default();
+    table.note(conditions);
+    for row in wish.rows()?.into_iter().filter_map(|name| kept.row(name, wish.quick)) {
+        table.notes.extend(row.notes.iter().cloned());
+        table.figures.extend(row.figures.iter().cloned());
+    }
+    Ok(table)
+}
+
+async fn conditions(world: &World) -> Result<String> {
+    let hosts = world.user.client.hosts().list(&Filter::default()).await?;
+    let report = hosts.into_iter().find_map(|host| host.report);
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    Ok(report.map_or_else(String::new, |report| {
+        let accel = format!("{:?}", report.accel).to_uppercase();
+        format!(
+            "QEMU {}, {accel}, {cores} cores for all hosts, guests, lines and movers",
+            report.qemu_version
+        )
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::table::Bar;
+
+    fn wish(row: Option<&str>) -> Wish {
+        Wish { quick: false, row: row.map(str::to_owned), fresh: false, file: "wan.json".into() }
+    }
+
+    #[test]
+    fn one_row_or_all_and_none_that_is_not_there() {
+        assert_eq!(wish(None).rows().unwrap(), ROWS);
+        assert_eq!(wish(Some("return")).rows().unwrap(), ["return"]);
+        assert!(wish(Some("warp")).rows().unwrap_err().to_string().contains("case-r"));
+    }
+
+    #[test]
+    fn the_table_has_finished_rows_in_the_usual_order_and_no_short_ones() {
+        let mut kept = Kept::default();
+        for (name, quick) in [("return", false), ("case-r", false)] {
+            let mut table = Table::default();
+            table.bar(name, 1.0, "x", Bar::AtMost(1.0), None);
+            kept.put(name, quick, table);
+        }
+        let names = |kept: &Kept| -> Vec<String> {
+            whole(kept, &wish(None), "").unwrap().figures.into_iter().map(|figure| figure.name).collect()
+        };
+        assert_eq!(names(&kept), ["case-r", "return"]);
+        kept.put("case-r", true, Table::default());
+        assert_eq!(names(&kept), ["return"]);
+    }
+}

@@ -1,0 +1,150 @@
+//! Reference case R and its way back: bytes, time and gap beside QEMU by hand, plain and compressed.
+//!
+//! The disk is in a folder that both datacentres see, for everybody: what is compared is memory.
+
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::rig::{Load, MEMORY, PATIENCE, Path, Rig, Sample};
+use crate::bench::plain::Style;
+use crate::bench::table::{Bar, Table, median};
+
+/// 64 MiB that compress, 32 MiB that do not, and a working set of 64 MiB, half of it random, of which 2,000 pages a
+/// second get one word changed.
+pub const LOAD: Load<'static> = &[
+    "/fill?mib=64&kind=text",
+    "/fill?mib=32&kind=random",
+    "/dirty?pages_per_s=2000&mib=64&random_percent=50",
+];
+/// What the guest of the way back did on the other side.
+const AWAY: Duration = Duration::from_secs(20);
+pub const MB: f64 = 1e6;
+
+/// One number of a move.
+type Field = fn(&Sample) -> f64;
+
+/// The three ways that are compared.
+#[derive(Default)]
+struct Sides {
+    sterna: Vec<Sample>,
+    plain: Vec<Sample>,
+    multifd: Vec<Sample>,
+}
+
+pub async fn case_r(rig: &Rig<'_>, repeats: usize) -> Result<Table> {
+    let mut sides = Sides::default();
+    for number in 0..repeats {
+        sides.sterna.push(cold(rig, Path::R, LOAD).await?);
+        tell("Sterna", number, sides.sterna.last());
+        sides.plain.push(by_hand(rig, (Path::R, LOAD), Style::Plain).await?);
+        tell("plain QEMU", number, sides.plain.last());
+        sides.multifd.push(by_hand(rig, (Path::R, LOAD), Style::MultifdZstd).await?);
+        tell("multifd and zstd", number, sides.multifd.last());
+    }
+    let mut table = Table::default();
+    table.note("case R: 512 MiB guest, 80 Mbit/s, 80 ms round trip, 2,000 sparse page writes a second, pause of 300 ms allowed");
+    compare(&mut table, ("plain", [0.22, 0.24, 0.50]), &sides.sterna, &sides.plain);
+    compare(&mut table, ("multifd+zstd", [0.75, 0.82, 0.30]), &sides.sterna, &sides.multifd);
+    table.info("case R: pause, as the mover measured it", mid(&sides.sterna, |s| s.pause_ms), "ms", None);
+    Ok(table)
+}
+
+/// A guest that the other side has not seen goes there.
+pub async fn cold(rig: &Rig<'_>, path: Path, load: Load<'_>) -> Result<Sample> {
+    let guest = rig.guest("cold", MEMORY).await?;
+    rig.load(&guest, load).await?;
+    rig.path(path)?;
+    let sample = rig.by_sterna(&guest, rig.away).await?;
+    rig.clear().await?;
+    Ok(sample)
+}
+
+pub async fn by_hand(rig: &Rig<'_>, (path, load): (Path, Load<'_>), style: Style) -> Result<Sample> {
+    let mut by_hand = rig.by_hand("by-hand", MEMORY).await?;
+    rig.load(&by_hand.guest, load).await?;
+    rig.path(path)?;
+    let sample = rig.move_by_hand(&mut by_hand, style).await?;
+    rig.fast()?;
+    rig.end(by_hand).await?;
+    rig.clear().await?;
+    Ok(sample)
+}
+
+/// There, a while, and back.
+pub async fn way_back(rig: &Rig<'_>, repeats: usize) -> Result<Table> {
+    let (mut there, mut back, mut plain) = (Vec::new(), Vec::new(), Vec::new());
+    for number in 0..repeats {
+        let guest = rig.guest("returns", MEMORY).await?;
+        rig.load(&guest, LOAD).await?;
+        rig.path(Path::R)?;
+        there.push(rig.by_sterna(&guest, rig.away).await?);
+        tell("there", number, there.last());
+        tokio::time::sleep(AWAY).await;
+        back.push(rig.by_sterna(&guest, rig.home).await?);
+        tell("back", number, back.last());
+        rig.clear().await?;
+        plain.push(by_hand(rig, (Path::R, LOAD), Style::Plain).await?);
+        tell("plain QEMU", number, plain.last());
+    }
+    let mut table = Table::default();
+    let [ours, base] = [&back, &plain].map(|side| mid(side, |s| s.bytes));
+    note_unfinished(&mut table, "plain", &plain);
+    table.bar("return after 20 s: wire bytes / plain", ours / base, "x", Bar::AtMost(0.02), Some(1.0));
+    table.info("return: wire bytes", ours / MB, "MB", Some(base / MB));
+    table.info("there: wire bytes", mid(&there, |s| s.bytes) / MB, "MB", Some(base / MB));
+    let [ours, base] = [&back, &plain].map(|side| mid(side, |s| s.seconds));
+    table.info("return: total time", ours, "s", Some(base));
+    let [ours, base] = [&back, &plain].map(|side| mid(side, |s| s.gap_ms));
+    table.info("return: gap", ours, "ms", finite(base));
+    Ok(table)
+}
+
+fn compare(table: &mut Table, (name, bars): (&str, [f64; 3]), ours: &[Sample], base: &[Sample]) {
+    note_unfinished(table, name, base);
+    let fields: [(&str, &str, Field); 3] = [
+        ("wire bytes", "MB", |s| s.bytes / MB),
+        ("total time", "s", |s| s.seconds),
+        ("gap", "ms", |s| s.gap_ms),
+    ];
+    for ((what, unit, field), bar) in fields.into_iter().zip(bars) {
+        let (value, base) = (mid(ours, field), mid(base, field));
+        table.info(&format!("case R: {what}, beside {name}"), value, unit, finite(base));
+        // Without a baseline there is no ratio: the note says why.
+        if base.is_finite() {
+            let label = format!("case R: {what} / {name}");
+            table.bar(&label, value / base, "x", Bar::AtMost(bar), Some(1.0));
+        }
+    }
+}
+
+/// What a move that was given up had sent and taken until then stands for what it would have.
+pub fn note_unfinished(table: &mut Table, name: &str, samples: &[Sample]) {
+    let unfinished = samples.iter().filter(|sample| !sample.is_done).count();
+    if unfinished > 0 {
+        let (all, limit) = (samples.len(), PATIENCE.as_secs());
+        table.note(format!(
+            "{name}: {unfinished} of {all} not done in {limit} s; its figures are those until then"
+        ));
+    }
+}
+
+pub fn mid(samples: &[Sample], field: Field) -> f64 {
+    median(&samples.iter().map(field).collect::<Vec<_>>())
+}
+
+pub fn finite(value: f64) -> Option<f64> {
+    value.is_finite().then_some(value)
+}
+
+/// Long rows are not silent.
+pub fn tell(who: &str, number: usize, sample: Option<&Sample>) {
+    if let Some(Sample { seconds, gap_ms, pause_ms, bytes, is_done }) = sample {
+        let done = if *is_done { "" } else { ", not done" };
+        println!(
+            "  {} {who}: {:.1} MB, {seconds:.1} s, gap {gap_ms:.0} ms, pause {pause_ms:.0} ms{done}",
+            number + 1,
+            bytes / MB
+        );
+    }
+}

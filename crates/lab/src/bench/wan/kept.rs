@@ -1,0 +1,101 @@
+//! Rows that are finished, in the JSON file: a run that was interrupted goes on after them.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::bench::table::{Figure, Table};
+
+/// One finished row.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Row {
+    pub name: String,
+    /// The short form; a whole run measures it again.
+    pub quick: bool,
+    pub figures: Vec<Figure>,
+    pub notes: Vec<String>,
+}
+
+/// All that were, in the order in which they were finished.
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Kept {
+    pub rows: Vec<Row>,
+}
+
+impl Kept {
+    /// What is in the file, if there is one.
+    pub fn load(file: &Path) -> Result<Self> {
+        let bytes = sterna_base::file::read_if_there(file).context("read the finished rows")?;
+        bytes.map_or(Ok(Self::default()), |bytes| {
+            serde_json::from_slice(&bytes).with_context(|| {
+                format!("understand {}; remove it, or name another with --json", file.display())
+            })
+        })
+    }
+
+    /// The row, unless it was measured less well than is wanted now.
+    #[must_use]
+    pub fn row(&self, name: &str, quick: bool) -> Option<&Row> {
+        self.rows.iter().find(|row| row.name == name && (quick || !row.quick))
+    }
+
+    /// Puts it in the place of an earlier one.
+    pub fn put(&mut self, name: &str, quick: bool, table: Table) {
+        self.rows.retain(|row| row.name != name);
+        let (figures, notes) = (table.figures, table.notes);
+        self.rows.push(Row { name: name.to_owned(), quick, figures, notes });
+    }
+
+    pub fn save(&self, file: &Path) -> Result<()> {
+        let directory = file.parent().context("the JSON file needs a folder")?;
+        std::fs::create_dir_all(directory).with_context(|| format!("make {}", directory.display()))?;
+        let bytes = serde_json::to_vec_pretty(self)?;
+        sterna_base::file::write_atomically(file, &bytes, 0o644).context("keep the finished rows")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::table::Bar;
+
+    fn table(value: f64) -> Table {
+        let mut table = Table::default();
+        table.bar("bytes", value, "x", Bar::AtMost(0.5), Some(1.0));
+        table.note("seen");
+        table
+    }
+
+    #[test]
+    fn finished_rows_survive_and_short_ones_do_not_stand_for_whole_ones() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("deep").join("wan.json");
+        let mut kept = Kept::load(&file).unwrap();
+        kept.put("one", true, table(0.4));
+        kept.save(&file).unwrap();
+        let kept = Kept::load(&file).unwrap();
+        assert_eq!(kept.row("one", true).unwrap().figures[0].holds, Some(true));
+        assert_eq!(kept.row("one", false), None);
+        assert_eq!(kept.row("two", true), None);
+    }
+
+    #[test]
+    fn a_row_measured_again_replaces_the_first() {
+        let mut kept = Kept::default();
+        kept.put("one", true, table(0.4));
+        kept.put("one", false, table(0.6));
+        assert_eq!(kept.rows.len(), 1);
+        assert_eq!(kept.row("one", true).unwrap().figures[0].holds, Some(false));
+    }
+
+    #[test]
+    fn a_file_of_something_else_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("wan.json");
+        std::fs::write(&file, "[1]").unwrap();
+        assert!(Kept::load(&file).unwrap_err().to_string().contains("wan.json"));
+    }
+}

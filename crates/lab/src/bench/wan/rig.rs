@@ -1,0 +1,352 @@
+//! What the rows share: the line, guests that the other side has never seen, moves by Sterna and by hand.
+
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use sterna_base::units::{Bytes, Span};
+use sterna_client::object::{New, Patch};
+use sterna_client::vm::{Ask, Boot, Move, Vm};
+use sterna_model::error::Code;
+use sterna_model::meta::Name;
+use sterna_model::migration::Phase;
+use sterna_model::pool::{PoolKind, PoolSpec};
+use sterna_model::vm::Place;
+use tokio::time::{sleep, timeout};
+
+use crate::bench::plain::{self, Hand, Style, Terms};
+use crate::bench::world::World;
+use crate::place::{Host, Pair};
+use crate::user::{self, User};
+use crate::wan::{self, Order, Settings};
+
+/// A line between two datacentres.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Path {
+    pub rtt_ms: u64,
+    pub mbit_s: u64,
+    pub loss: f64,
+}
+
+impl Path {
+    /// Reference case R.
+    pub const R: Path = Path { rtt_ms: 80, mbit_s: 80, loss: 0.0 };
+    /// For what is not measured.
+    const FAST: Path = Path { rtt_ms: 2, mbit_s: 1000, loss: 0.0 };
+
+    fn settings(self) -> Settings {
+        let bits = self.mbit_s * 1_000_000;
+        Settings {
+            up: true,
+            delay_us: self.rtt_ms * 500,
+            jitter_us: 0,
+            rate_bits: Some(bits),
+            loss: self.loss,
+            // What one round trip holds, as routers are commonly set; a short line still takes a burst.
+            queue_bytes: (bits / 8 * self.rtt_ms / 1000).max(256 << 10),
+        }
+    }
+}
+
+/// One move, whoever made it. What a move that was given up would have had is not a number.
+#[derive(Debug, Clone, Copy)]
+pub struct Sample {
+    pub seconds: f64,
+    /// The longest silence that the client saw.
+    pub gap_ms: f64,
+    /// As the one who moved it measured it.
+    pub pause_ms: f64,
+    /// On the line, both directions, headers included.
+    pub bytes: f64,
+    pub is_done: bool,
+}
+
+/// A VM, and where its echo is.
+pub struct Guest {
+    pub vm: Vm,
+    pub address: Ipv4Addr,
+}
+
+impl Guest {
+    pub fn name(&self) -> &Name {
+        self.vm.name()
+    }
+}
+
+/// Its twin is stopped at Sterna and moved by hand.
+pub struct ByHand {
+    pub guest: Guest,
+    pub hand: Hand,
+}
+
+/// What a guest does while it moves, in requests to its workload.
+pub type Load<'a> = &'a [&'a str];
+
+pub const MEMORY: Bytes = Bytes::mib(512);
+/// The longest pause asked for, of both.
+pub const PAUSE: Span = Span::from_millis(300);
+/// By hand a move is given up after this.
+pub const PATIENCE: Duration = Duration::from_secs(150);
+/// Sterna's may take longer, but not for ever.
+const STERNA_PATIENCE: Duration = Duration::from_secs(900);
+/// After the guest is back, before the client stops.
+const SETTLE: Duration = Duration::from_secs(2);
+/// A guest first fills its working set, with a whole CPU: what is measured is the load after it.
+const WORK_IN: Duration = Duration::from_secs(3);
+/// Filling memory takes an emulated guest longer than a request may.
+const FILL: Duration = Duration::from_secs(180);
+/// In a shared folder that hosts of both datacentres see: its volumes stay where they are.
+const POOL: &str = "everywhere";
+
+#[derive(Clone, Copy)]
+pub struct Rig<'a> {
+    pub world: &'a World,
+    /// Where guests begin, in the first datacentre.
+    pub home: Host,
+    /// Where they go to, in the other.
+    pub away: Host,
+    /// Where the client is: another host of the datacentre that is left.
+    pub client: Host,
+    line: Pair,
+}
+
+impl<'a> Rig<'a> {
+    pub async fn set_up(world: &'a World) -> Result<Self> {
+        let line = world.lab.pair(None)?;
+        let [near, far] = line.ends();
+        let mut near = Host::of(near);
+        let home = near.next().context("no host")?;
+        let client = near.next().context("no second host")?;
+        let away = Host::of(far).next().context("no host on the other side")?;
+        let rig = Self { world, home, away, client, line };
+        rig.path(Path::FAST)?;
+        world.user.ensure_image(&Name::new("tiny")?, &world.image).await?;
+        std::fs::create_dir_all(rig.pool()).context("make the pool that both datacentres see")?;
+        let kind = PoolKind::SharedDir { path: rig.pool().display().to_string() };
+        let spec = PoolSpec { kind, datacentre: None, default: false };
+        match world.user.client.pools().create(&New::named(Name::new(POOL)?, spec)).await {
+            Err(error) if !error.is(Code::AlreadyExists) => Err(error.into()),
+            _ => Ok(rig),
+        }
+    }
+
+    /// The same with the client on the other side, on a host that no guest goes to.
+    pub fn seen_from_ahead(self) -> Result<Self> {
+        let mut ahead = Host::of(self.away.site);
+        let client = ahead.find(|host| *host != self.away).context("no second host on the other side")?;
+        Ok(Self { client, ..self })
+    }
+
+    fn user(&self) -> &User {
+        &self.world.user
+    }
+
+    fn pool(&self) -> PathBuf {
+        self.world.lab.dir.join(POOL)
+    }
+
+    /// Makes the line so.
+    pub fn path(&self, path: Path) -> Result<()> {
+        wan::change(&self.world.lab.wan_socket(self.line), |settings| *settings = path.settings()).map(drop)
+    }
+
+    /// Makes the line one on which nothing takes long.
+    pub fn fast(&self) -> Result<()> {
+        self.path(Path::FAST)
+    }
+
+    /// Cuts the line, or mends it.
+    pub fn connect(&self, is_up: bool) -> Result<()> {
+        wan::change(&self.world.lab.wan_socket(self.line), |settings| settings.up = is_up).map(drop)
+    }
+
+    /// What went over the line so far.
+    pub fn bytes(&self) -> Result<f64> {
+        let state = wan::ask(&self.world.lab.wan_socket(self.line), &Order::Show)?;
+        Ok(state.directions.values().map(|counters| counters.bytes as f64).sum())
+    }
+
+    /// Whatever an earlier row left behind, also one that failed.
+    pub async fn clear(&self) -> Result<()> {
+        self.path(Path::FAST)?;
+        plain::clear(self.world).await;
+        for vm in self.user().client.vms().list(&sterna_client::object::Filter::default()).await? {
+            self.remove(vm.name()).await?;
+        }
+        Ok(())
+    }
+
+    pub async fn remove(&self, name: &Name) -> Result<()> {
+        let gone = self.user().client.vms().delete(name).await?;
+        self.user().done(&gone).await
+    }
+
+    /// A new VM whose memory alone moves: it runs at home, and nobody else has seen anything of it.
+    pub async fn guest(&self, name: &str, memory: Bytes) -> Result<Guest> {
+        self.guest_of(name, memory, ("tiny", Some(POOL))).await
+    }
+
+    /// The same of another image, in another pool; `None`: in its datacentre's own.
+    pub async fn guest_of(
+        &self,
+        name: &str,
+        memory: Bytes,
+        (image, pool): (&str, Option<&str>),
+    ) -> Result<Guest> {
+        let (name, vms) = (Name::new(name)?, self.user().client.vms());
+        let home = Place { host: Some(Name::new(&self.home.name())?), ..Place::default() };
+        let (image, memory) = (Some(Name::new(image)?), Some(memory));
+        let ask = Ask { image, memory, place: Some(home), ..Ask::default() };
+        let boot = Boot { pool: pool.map(Name::new).transpose()?, size: None };
+        let made = vms.create_with(&New::named(name.clone(), ask), &boot).await?;
+        self.user().done(&made).await?;
+        self.user().running(&name).await?;
+        // Only the start was meant: it may go.
+        vms.patch(&name, &Patch::of(json!({ "place": { "host": null } }))).await?;
+        let vm = vms.get(&name).await?;
+        let address = user::address(&vm)?;
+        self.world.guest_answers(self.client, address).await?;
+        Ok(Guest { vm, address })
+    }
+
+    /// A guest like [`Rig::guest`] that is not Sterna's: QEMU runs it at home, started by hand.
+    pub async fn by_hand(&self, name: &str, memory: Bytes) -> Result<ByHand> {
+        self.by_hand_of(name, memory, "tiny").await
+    }
+
+    /// The same of another image.
+    pub async fn by_hand_of(&self, name: &str, memory: Bytes, image: &str) -> Result<ByHand> {
+        let Guest { vm, address } = self.guest_of(name, memory, (image, Some(POOL))).await?;
+        let stopped = self.user().client.vms().stop(vm.name(), true).await?;
+        self.user().done(&stopped).await?;
+        let (machine, places) = plain::twin(self.world, &vm, &self.pool(), [self.home, self.away]).await?;
+        let hand = Hand::boot(machine, places).await?;
+        self.world.guest_answers(self.client, address).await?;
+        Ok(ByHand { guest: Guest { vm, address }, hand })
+    }
+
+    /// Lets the guest do this, and waits until it does.
+    pub async fn load(&self, guest: &Guest, load: Load<'_>) -> Result<()> {
+        for path in load {
+            self.tell(guest, path).await?;
+        }
+        sleep(WORK_IN).await;
+        Ok(())
+    }
+
+    async fn tell(&self, guest: &Guest, path: &str) -> Result<()> {
+        let asked = self.world.ask_guest(self.client, guest.address, path).await;
+        if !path.starts_with("/fill") {
+            return asked.map(drop);
+        }
+        // The guest goes on filling when the answer is too late. It answers no question about it meanwhile.
+        let until = Instant::now() + FILL;
+        let (kind, mib) = fill_of(path).context("read what to fill")?;
+        loop {
+            let state = self.world.ask_guest(self.client, guest.address, "/state").await;
+            let held = state.ok().and_then(|state| serde_json::from_str::<Value>(&state).ok());
+            if held.is_some_and(|state| state["fill"][format!("{kind}_mib")] == mib) {
+                return Ok(());
+            }
+            ensure!(Instant::now() < until, "the guest does not fill its memory with {mib} MiB of {kind}");
+            sleep(Duration::from_millis(500)).await;
+        }
+    }
+
+    /// Sterna moves it; whoever asks for it fails when it does not arrive.
+    pub async fn by_sterna(&self, guest: &Guest, to: Host) -> Result<Sample> {
+        self.by_sterna_while(guest, to, async { Ok(()) }).await
+    }
+
+    /// Something happens meanwhile.
+    pub async fn by_sterna_while(
+        &self,
+        guest: &Guest,
+        to: Host,
+        meanwhile: impl Future<Output = Result<()>>,
+    ) -> Result<Sample> {
+        let probes = self.world.probes(self.client, guest.address, false).await?;
+        let (before, began) = (self.bytes()?, Instant::now());
+        let order = Move { to: Some(Name::new(&to.name())?), max_downtime: Some(PAUSE), ..Move::default() };
+        let moving = self.user().migrate(guest.name(), &order, |_, _| ());
+        let moving = timeout(STERNA_PATIENCE, moving);
+        let both = async { tokio::join!(moving, meanwhile) };
+        let (moved, disturbed) = both.await;
+        let (seconds, bytes) = (began.elapsed().as_secs_f64(), self.bytes()? - before);
+        disturbed?;
+        let moved = moved.context("the move does not end")??;
+        let arrived = user::phase(&moved) == Some(&Phase::Succeeded);
+        ensure!(arrived, "the VM did not arrive: {:?}", user::phase(&moved));
+        sleep(SETTLE).await;
+        let seen = tokio::task::spawn_blocking(move || probes.finish()).await??;
+        let outcome = moved.decision.and_then(|decision| decision.outcome).unwrap_or_default();
+        Ok(Sample {
+            seconds,
+            gap_ms: seen.udp.context("no echo")?.gap_ms,
+            pause_ms: outcome.downtime.map_or(f64::NAN, |span| span.as_millis() as f64),
+            bytes,
+            is_done: true,
+        })
+    }
+
+    /// The same by hand.
+    pub async fn move_by_hand(&self, by_hand: &mut ByHand, style: Style) -> Result<Sample> {
+        self.move_by_hand_within(by_hand, style, PATIENCE).await
+    }
+
+    /// Given up sooner or later than usual.
+    pub async fn move_by_hand_within(
+        &self,
+        by_hand: &mut ByHand,
+        style: Style,
+        patience: Duration,
+    ) -> Result<Sample> {
+        let probes = self.world.probes(self.client, by_hand.guest.address, false).await?;
+        let (before, began) = (self.bytes()?, Instant::now());
+        let terms = Terms { style, downtime_max: PAUSE.0, patience };
+        let moved = by_hand.hand.migrate_on(terms).await?;
+        let (seconds, bytes) = (began.elapsed().as_secs_f64(), self.bytes()? - before);
+        sleep(SETTLE).await;
+        let seen = tokio::task::spawn_blocking(move || probes.finish()).await??;
+        let gap_ms = seen.udp.context("no echo")?.gap_ms;
+        Ok(match moved {
+            Some(moved) => {
+                let pause_ms = moved.downtime.as_secs_f64() * 1000.0;
+                Sample { seconds, gap_ms, pause_ms, bytes, is_done: true }
+            }
+            None => Sample { seconds, gap_ms: f64::NAN, pause_ms: f64::NAN, bytes, is_done: false },
+        })
+    }
+
+    /// Ends both the QEMU and the VM that it is the twin of.
+    pub async fn end(&self, by_hand: ByHand) -> Result<()> {
+        by_hand.hand.end().await?;
+        self.remove(by_hand.guest.name()).await
+    }
+}
+
+/// Kind and amount in `/fill?mib=N&kind=KIND`.
+fn fill_of(path: &str) -> Option<(&str, u64)> {
+    let value = |key: &str| path.split(['?', '&']).find_map(|pair| pair.strip_prefix(key));
+    Some((value("kind=")?, value("mib=")?.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_queue_holds_a_round_trip_and_never_less_than_a_burst() {
+        assert_eq!(Path::R.settings().queue_bytes, 800_000);
+        assert_eq!(Path::R.settings().delay_us, 40_000);
+        assert_eq!(Path { rtt_ms: 0, ..Path::R }.settings().queue_bytes, 256 << 10);
+    }
+
+    #[test]
+    fn what_to_fill_is_read_from_the_request() {
+        assert_eq!(fill_of("/fill?mib=64&kind=text"), Some(("text", 64)));
+        assert_eq!(fill_of("/fill?mib=64"), None);
+    }
+}
