@@ -28,15 +28,20 @@ pub mod target;
 mod message;
 mod return_path;
 
+use std::time::Duration;
+
 use crate::checkpoint::CheckpointId;
 use crate::codec::{Counters, Dictionary};
 use crate::frame::Kind;
 use crate::hash::StreamHash;
-use crate::link::{Ended, Sender};
+use crate::link::{Ended, Link, Sender};
 use message::Message;
 
 pub use source::{Source, SourceEvent};
 pub use target::{Target, TargetEvent};
+
+/// A line that is down for longer lets the other side find out by itself.
+const LEAVE_WITHIN: Duration = Duration::from_secs(60);
 
 /// A checkpoint that this side has, and reads pages from.
 pub struct Shared {
@@ -109,18 +114,30 @@ pub struct End {
     pub length: u64,
 }
 
-/// The last word to the other side. The caller was told before: the line may be down for long.
-async fn take_leave(sender: &Sender, outcome: Left) {
-    let left = match outcome {
+/// The last words to the other side. The caller was told before, and need not wait: the line may be down for long.
+fn take_leave(link: Link, first: Option<Message>, left: Left) {
+    tokio::spawn(async move {
+        // All of it, not its sender alone: a link ends when it is dropped.
+        let link = link;
+        match tokio::time::timeout(LEAVE_WITHIN, part(&link.sender, first, left)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(ended)) => tracing::debug!(%ended, "the other side has gone already"),
+            Err(_) => tracing::warn!("the other side was not told that the session has ended"),
+        }
+    });
+}
+
+async fn part(sender: &Sender, first: Option<Message>, left: Left) -> Result<(), Ended> {
+    if let Some(first) = first {
+        sender.send(Kind::Message, first.payload()).await?;
+    }
+    match left {
         Left::Done => sender.finish().await,
-        Left::GaveUp(reason) => match sender.send(Kind::Message, Message::Abort { reason }.payload()).await {
-            Ok(()) => sender.give_up().await,
-            Err(ended) => Err(ended),
-        },
+        Left::GaveUp(reason) => {
+            sender.send(Kind::Message, Message::Abort { reason }.payload()).await?;
+            sender.give_up().await
+        }
         Left::Alone => sender.part().await,
-    };
-    if let Err(ended) = left {
-        tracing::debug!(%ended, "the other side has gone already");
     }
 }
 

@@ -111,20 +111,16 @@ struct Ports {
 }
 
 async fn run(qemu: UnixStream, mut link: Link, encoder: Encoder, options: Options, mut ports: Ports) {
-    let sender = link.sender.clone();
     let outcome = drive(qemu, &mut link, encoder, options, &mut ports).await.unwrap_or_else(Outcome::Failed);
     if let Outcome::Failed(error) = &outcome {
         tracing::warn!(%error, "a memory stream failed at its source");
     }
     let left = Left::from(&outcome);
-    let is_committed = matches!(outcome, Outcome::Committed);
+    let first = matches!(outcome, Outcome::Committed).then_some(Message::Committed);
     let _ = ports.events.send(SourceEvent::Ended(outcome));
     // Calls from now on are answered: it has ended.
     drop(ports);
-    if is_committed {
-        let _ = sender.send(Kind::Message, Message::Committed.payload()).await;
-    }
-    take_leave(&sender, left).await;
+    take_leave(link, first, left);
 }
 
 /// How far the commit is.

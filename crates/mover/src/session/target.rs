@@ -103,7 +103,6 @@ async fn run(
     events: Events,
     (progress, abort): (watch::Sender<Progress>, CancellationToken),
 ) {
-    let sender = link.sender.clone();
     let driven = abort.run_until_cancelled(drive(qemu, &mut link, options, &events, progress)).await;
     let outcome = driven.map_or(Outcome::Aborted, |driven| driven.unwrap_or_else(Outcome::Failed));
     if let Outcome::Failed(error) = &outcome {
@@ -111,7 +110,7 @@ async fn run(
     }
     let left = Left::from(&outcome);
     let _ = events.send(TargetEvent::Ended(outcome));
-    take_leave(&sender, left).await;
+    take_leave(link, None, left);
 }
 
 async fn drive(
