@@ -67,6 +67,10 @@ fn prepare(command: &mut Command, launch: &Launch, inherited: Vec<OwnedFd>) {
             unsafe { libc::signal(signal, libc::SIG_DFL) };
         }
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+        // What serves guests may go before them; a guest goes before no other.
+        if rustix::process::getpriority_process(None)? < 0 {
+            rustix::process::setpriority_process(None, 0)?;
+        }
         if become_user {
             rustix::thread::set_thread_groups(&groups)?;
             rustix::thread::set_thread_res_gid(gid, gid, gid)?;

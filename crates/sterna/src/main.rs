@@ -80,7 +80,19 @@ fn shim(args: &[OsString]) -> ExitCode {
     }
 }
 
+/// The services go before guests: what they do is little, and a guest that moves stands still meanwhile. QEMU itself is
+/// started without it (`shim/child.rs`).
+const SERVICE_NICE: i32 = -10;
+
 fn carry_out(task: Task) -> ExitCode {
+    let is_service = matches!(
+        task,
+        Task::Machine(Machine::ServerRun(_) | Machine::Agent(AgentVerb::Run(_)), _)
+    );
+    // Before there is a second thread, which would keep the old one. Where it is not allowed, moves take longer.
+    if is_service && let Err(error) = rustix::process::setpriority_process(None, SERVICE_NICE) {
+        eprintln!("no priority over guests: {error}");
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return finish(Err(error.into())),
