@@ -5,10 +5,14 @@
 
 /// Reference case R, and the way back.
 pub mod case;
+/// Disks that go with their VMs.
+pub mod disk;
 /// Finished rows.
 pub mod kept;
 /// Line, guests, moves.
 pub mod rig;
+/// A connection that outlives a move.
+pub mod tcp;
 
 use std::path::PathBuf;
 
@@ -21,7 +25,7 @@ use super::table::Table;
 use super::world::World;
 
 /// In the order in which they run.
-pub const ROWS: [&str; 2] = ["case-r", "return"];
+pub const ROWS: [&str; 4] = ["case-r", "return", "disk", "tcp"];
 
 /// What is wanted.
 #[derive(Debug, Clone)]
@@ -85,6 +89,8 @@ async fn row(rig: &Rig<'_>, name: &str, repeats: usize) -> Result<Table> {
     match name {
         "case-r" => case::case_r(rig, repeats).await,
         "return" => case::way_back(rig, repeats).await,
+        "disk" => disk::disk(rig, repeats).await,
+        "tcp" => tcp::tcp(rig, repeats).await,
         _ => bail!("there is no row `{name}`"),
     }
 }
