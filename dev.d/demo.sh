@@ -9,7 +9,7 @@ demo_main() {
         esac
     done
     check_machine
-    announce_demo
+    if [[ " ${arguments[*]} " == *" wan "* ]]; then announce_demo datacentre; else announce_demo; fi
     [[ -n $yes ]] || confirm_demo
     ensure_packages "$PACKAGES_RUN" "$PACKAGES_BUILD" "$PACKAGES_IMAGE"
     ensure_qemu
@@ -18,10 +18,11 @@ demo_main() {
     exec_as_root "$(sterna_binary)" lab demo "${arguments[@]}"
 }
 
+# announce_demo [BETWEEN]: what it moves between.
 announce_demo() {
     local missing
     mapfile -t missing < <(missing_for_demo)
-    say "Sterna demo: a virtual server answers requests while it moves from one host to another."
+    say "Sterna demo: a virtual server answers requests while it moves from one ${1:-host} to another."
     say ""
     say "It installs   ${#missing[@]} Debian packages that are missing${missing[*]:+:}"
     for package in "${missing[@]}"; do say "                ${package/|/: }"; done

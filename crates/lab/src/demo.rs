@@ -1,5 +1,8 @@
 //! `sterna demo`: a lab, a VM that serves, a client that never stops asking, and a move in between.
 
+/// To another datacentre and back.
+pub mod wan;
+
 use std::io::{IsTerminal, Write};
 use std::net::Ipv4Addr;
 use std::path::PathBuf;

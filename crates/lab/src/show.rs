@@ -18,6 +18,9 @@ use crate::user::User;
 
 #[derive(Debug, Args)]
 pub struct DemoArgs {
+    /// `wan`: to another datacentre and back, over a slow line
+    #[arg(value_parser = ["wan"], value_name = "NAME")]
+    which: Option<String>,
     /// Remove everything at the end; exit 0 only if no request was lost
     #[arg(long)]
     once: bool,
@@ -58,7 +61,9 @@ pub fn demo(args: &DemoArgs, lab: &Lab, say: Say) -> Result<ExitCode> {
     check_image(&args.image)?;
     let program = std::env::args().next().unwrap_or_else(|| "sterna".to_owned());
     let demo = Demo { lab: lab.clone(), image: args.image.clone(), program };
-    let shown = up::up(lab, Wishes::default(), say).and_then(|()| runtime()?.block_on(demo.run()));
+    let is_wan = args.which.is_some();
+    let run = async { if is_wan { demo.run_wan().await } else { demo.run().await } };
+    let shown = up::up(lab, Wishes::default(), say).and_then(|()| runtime()?.block_on(run));
     if args.once {
         // Also when it failed: "once" leaves nothing behind.
         down::down(lab, say)?;
@@ -66,7 +71,8 @@ pub fn demo(args: &DemoArgs, lab: &Lab, say: Say) -> Result<ExitCode> {
     }
     let shown = shown?;
     println!("\nThe lab is still running. Try:");
-    for line in demo.lines_to_paste() {
+    let lines = if is_wan { demo.lines_to_paste_wan().to_vec() } else { demo.lines_to_paste().to_vec() };
+    for line in lines {
         println!("  {line}");
     }
     println!("Stop it and remove everything: {} lab down", demo.program);
