@@ -1,6 +1,5 @@
 //! An agent's process: the production tasks of its VMs over fakes of its machine, and its line to the server.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use sterna_agent::hypervisor::Parts;
@@ -27,10 +26,8 @@ use crate::gateway::FromAgent;
 use crate::hypervisor::Bench;
 use crate::mutation::Mutation;
 use crate::records::Shelf;
+use crate::site::POOL;
 use crate::world::{Connection, World};
-
-/// The one shared pool.
-pub const POOL: &str = "san";
 
 /// Makes parts ready after a while.
 struct Workshop {
@@ -389,11 +386,4 @@ impl World {
             self.sleep(20).await;
         }
     }
-}
-
-/// The address of a host.
-#[must_use]
-pub fn address(host: usize) -> IpAddr {
-    let last = u8::try_from(host + 1).unwrap_or(u8::MAX);
-    IpAddr::from([10, 0, 0, last])
 }

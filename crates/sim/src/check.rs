@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sterna_agent::hypervisor::{Blueprint, Run};
+use sterna_agent::hypervisor::Blueprint;
 use sterna_base::clock::{Clock, Timestamp};
 use sterna_model::host::LinkState;
 use sterna_model::key::{Key, Kind};
@@ -68,6 +68,7 @@ impl Checker {
         }
         self.check_owners(&mut noticed);
         self.check_statuses(now, &mut noticed);
+        self.check_places(&mut noticed.wrong);
         self.note_phases(&mut noticed);
         for (key, why) in &self.view.broken {
             noticed.wrong.push(format!("{key} cannot be read: {why}"));
@@ -277,6 +278,7 @@ impl World {
         state.look_at_vms(&mut open);
         state.look_at_lost(&mut open);
         state.look_at_leftovers(&mut open);
+        state.checker.look_at_places(&mut open);
         let view = &state.checker.view;
         open.extend(view.migrations.iter().filter_map(|(name, entry)| {
             let phase = entry.decision.as_ref().map(|decision| &decision.phase);
@@ -298,7 +300,7 @@ impl State {
     #[must_use]
     pub fn running_strangers(&self) -> Vec<String> {
         let known = self.machines.qemus.values().filter(|qemu| !self.lost.contains(&qemu.uid));
-        let running = known.filter(|qemu| qemu.run == Run::Running);
+        let running = known.filter(|qemu| qemu.runs());
         let strangers = running.filter_map(|qemu| {
             let here = &self.hosts[qemu.host].name;
             let owner = self.checker.owner(qemu.uid);
@@ -312,7 +314,7 @@ impl State {
     fn look_at_lost(&self, open: &mut Vec<String>) {
         for uid in &self.lost {
             let mine = self.machines.qemus.values().filter(|qemu| qemu.uid == *uid);
-            let running = mine.filter(|qemu| qemu.run == Run::Running).count();
+            let running = mine.filter(|qemu| qemu.runs()).count();
             let boots = self.machines.boots.get(uid).copied().unwrap_or(0);
             if (running, boots) != (1, 1) {
                 open.push(format!("lost VM {uid}: {running} copies run, booted {boots} times"));
@@ -338,7 +340,7 @@ impl State {
                 continue;
             }
             let mine = self.machines.qemus.values().filter(|qemu| qemu.uid == vm.meta.uid);
-            let running = mine.clone().filter(|qemu| qemu.run == Run::Running).count();
+            let running = mine.clone().filter(|qemu| qemu.runs()).count();
             let expected = usize::from(vm.spec.power == sterna_model::vm::Power::Running);
             if running != expected {
                 open.push(format!("S3: {running} copies of {} run, {expected} should", vm.name));

@@ -78,6 +78,17 @@ impl Act {
         }
     }
 
+    /// The same where guests go through the mover, whose lines break as well.
+    pub fn draw_on_the_way(random: &mut Random, hosts: u64) -> Self {
+        let host = usize::try_from(random.below(hosts)).unwrap_or(0);
+        match random.below(12) {
+            0 | 1 => Act::CutData(host),
+            2 => Act::HealData(host),
+            3 => Act::Reboot(host),
+            _ => Self::draw_kill(random, hosts),
+        }
+    }
+
     /// Any fault.
     pub fn draw(random: &mut Random, hosts: u64) -> Self {
         let host = usize::try_from(random.below(hosts)).unwrap_or(0);
@@ -117,6 +128,7 @@ impl World {
     /// Does it, at once.
     pub fn act(&self, act: &Act) {
         self.lock().acts_done.insert(act.to_string());
+        self.note_fault(act);
         match act {
             Act::KillServer => self.kill_server(),
             Act::KillAgent(host) => self.kill_agent(*host),

@@ -13,10 +13,14 @@ use sterna_wire::assignment::Carry;
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
+use crate::carrier;
 use crate::mutation::Mutation;
 use crate::qemu::{End, Qemu};
 use crate::transfer;
 use crate::world::World;
+
+/// How long a question to a process waits for an answer.
+const ANSWERS_WITHIN_MS: u64 = 5000;
 
 /// What one life of an agent sees of its machine's processes.
 #[derive(Clone)]
@@ -29,8 +33,8 @@ pub struct Bench {
 /// One process, as one life of an agent holds it.
 #[derive(Clone)]
 pub struct Held {
-    bench: Bench,
-    id: u64,
+    pub(crate) bench: Bench,
+    pub(crate) id: u64,
 }
 
 impl Bench {
@@ -39,7 +43,7 @@ impl Bench {
     }
 
     /// The way to a process or back.
-    async fn travel(&self) {
+    pub(crate) async fn travel(&self) {
         self.world.pause(0, 2).await;
         self.lives().await;
     }
@@ -80,6 +84,7 @@ impl Hypervisor for Bench {
             (Some(id), _) => {
                 let epoch = self.world.lock().machines.qemus.get(&id).map_or(0, |qemu| qemu.epoch);
                 let (guest, happenings) = self.attach(id);
+                guest.thaw_by_mistake().await;
                 Look::Alive { guest, happenings, epoch }
             }
             (None, Some(record)) => Look::Ended(record),
@@ -102,8 +107,12 @@ impl Hypervisor for Bench {
         let here = self.here();
         self.world.check_spawn(self.host, &blueprint);
         // A target of an ended move may hold the image locks until it is released.
-        let is_locked =
-            self.world.lock().machines.qemus.values().any(|qemu| qemu.uid == blueprint.uid && qemu.has_disk);
+        let is_locked = {
+            let state = self.world.lock();
+            let mine = state.machines.qemus.values().filter(|qemu| qemu.uid == blueprint.uid);
+            let mut writers = mine.filter(|qemu| qemu.has_disk);
+            writers.any(|qemu| state.machines.disks.is_same(qemu.host, self.host))
+        };
         if is_locked && !blueprint.incoming {
             return Err(SpawnFailed { why: "failed to get the write lock".to_owned() });
         }
@@ -127,6 +136,9 @@ impl Hypervisor for Bench {
                 runs_when_loaded,
                 wants_cancel: false,
                 sent: 0,
+                is_frozen: false,
+                way: None,
+                arrival: None,
                 told: None,
             })
         });
@@ -161,9 +173,27 @@ impl Hypervisor for Bench {
 }
 
 impl Held {
-    /// Does something to the process, if it is still there.
-    async fn tell<T>(&self, what: impl FnOnce(&mut Qemu) -> Result<T, GuestError>) -> Result<T, GuestError> {
+    /// The way to a process that can answer.
+    async fn reach(&self) -> Result<(), GuestError> {
         self.bench.travel().await;
+        if self.is_frozen() {
+            self.bench.world.sleep(ANSWERS_WITHIN_MS).await;
+            self.bench.lives().await;
+            return Err(GuestError::Unclear("it did not answer in time".to_owned()));
+        }
+        Ok(())
+    }
+
+    fn is_frozen(&self) -> bool {
+        self.bench.world.lock().machines.qemus.get(&self.id).is_some_and(|qemu| qemu.is_frozen)
+    }
+
+    /// Does something to the process, if it is still there.
+    pub(crate) async fn tell<T>(
+        &self,
+        what: impl FnOnce(&mut Qemu) -> Result<T, GuestError>,
+    ) -> Result<T, GuestError> {
+        self.reach().await?;
         let result = self.bench.world.on_machines(|machines| match machines.qemus.get_mut(&self.id) {
             Some(qemu) => what(qemu),
             None => Err(GuestError::Unclear("the connection was lost".to_owned())),
@@ -172,7 +202,7 @@ impl Held {
         result
     }
 
-    fn moment(&self, what: &str) {
+    pub(crate) fn moment(&self, what: &str) {
         let here = self.bench.here();
         self.bench.world.moment(&format!("{here}: {what}"));
     }
@@ -180,11 +210,16 @@ impl Held {
 
 impl Guest for Held {
     async fn view(&self) -> Result<View, GuestError> {
-        self.tell(|qemu| Ok(View { run: qemu.run.clone(), transfer: qemu.transfer.clone() })).await
+        if self.is_frozen() {
+            self.bench.travel().await;
+            return Ok(View { run: Run::Paused(Pause::Migrated), transfer: Transfer::Held });
+        }
+        let life = self.bench.life;
+        self.tell(|qemu| Ok(View { run: qemu.run.clone(), transfer: carrier::carried(qemu, life) })).await
     }
 
     async fn cont(&self) -> Result<(), GuestError> {
-        self.bench.travel().await;
+        self.reach().await?;
         self.bench.world.check_cont(self.bench.host, self.id);
         let outcome = self.bench.world.on_machines(|machines| {
             let Some(qemu) = machines.qemus.get_mut(&self.id) else {
@@ -242,14 +277,17 @@ impl Guest for Held {
     }
 
     async fn reset(&self) -> Result<(), GuestError> {
-        self.bench.travel().await;
+        self.reach().await?;
         self.bench.world.on_machines(|machines| machines.reset(self.id));
         self.moment("reset");
         self.bench.travel().await;
         Ok(())
     }
 
-    async fn listen(&self, at: IpAddr, _carry: Option<&Carry>) -> Result<SocketAddr, GuestError> {
+    async fn listen(&self, at: IpAddr, carry: Option<&Carry>) -> Result<SocketAddr, GuestError> {
+        if let Some(carry) = carry {
+            return self.receive(at, carry.session).await;
+        }
         let port = 40_000 + u16::try_from(self.id % 20_000).unwrap_or(0);
         let address = self
             .tell(|qemu| {
@@ -276,11 +314,15 @@ impl Guest for Held {
         self.tell(|_| Ok(())).await
     }
 
-    async fn send(&self, to: SocketAddr, _carry: Option<&Carry>, _limits: Limits) -> Result<(), GuestError> {
+    async fn send(&self, to: SocketAddr, carry: Option<&Carry>, _limits: Limits) -> Result<(), GuestError> {
+        if let Some(carry) = carry {
+            return self.depart(to, carry.session).await;
+        }
         self.tell(|qemu| {
             if qemu.transfer == Transfer::Going {
                 return Err(GuestError::Refused("a migration is already under way".to_owned()));
             }
+            qemu.way = None;
             qemu.transfer = Transfer::Going;
             qemu.wants_cancel = false;
             Ok(())
@@ -292,18 +334,22 @@ impl Guest for Held {
     }
 
     async fn freeze(&self) -> Result<(), GuestError> {
-        Ok(())
+        self.halt().await
     }
 
     async fn grant(&self) -> Result<(), GuestError> {
-        Ok(())
+        self.let_end_go().await
     }
 
     async fn take_back(&self) -> Result<(), GuestError> {
+        self.reclaim().await;
         self.cont().await
     }
 
     async fn cancel(&self) -> Result<(), GuestError> {
+        if let Some(answer) = self.call_off().await {
+            return answer;
+        }
         self.tell(|qemu| {
             qemu.wants_cancel = true;
             Ok(())

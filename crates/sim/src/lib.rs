@@ -8,8 +8,14 @@
 
 /// An agent's process and its line to the server.
 pub mod agent;
+/// Moves through the mover under drawn faults, counted.
+pub mod campaign;
+/// The mover, as a fake: sessions that carry guests between hosts.
+pub mod carrier;
 /// What must hold, after every event and at the end.
 pub mod check;
+/// What guests wrote.
+pub mod disk;
 /// What may be done to the world, and when.
 pub mod fault;
 /// The server's side of the agents.
@@ -20,6 +26,8 @@ pub mod hypervisor;
 pub mod mutation;
 /// What people ask for.
 pub mod operator;
+/// What must hold of volumes' places.
+pub mod places;
 /// Fake QEMUs and their shims.
 pub mod qemu;
 /// The one source of chance.
@@ -30,6 +38,8 @@ pub mod records;
 pub mod scenario;
 /// The server's process.
 pub mod server;
+/// Datacentres, hosts, pools.
+pub mod site;
 /// The store, as the server reaches it.
 pub mod store;
 /// What happened.

@@ -30,11 +30,21 @@ pub enum Mutation {
     SourceKilledAtCompletion,
     /// Killing a process is said to have worked and did not.
     KillDoesNothing,
+    /// The mover lets the end of a stream go before the source's agent has noted that its copy will not run.
+    GrantedBeforeItIsNoted,
+    /// A source is not frozen before the end of its stream goes.
+    NothingIsFrozen,
+    /// A target says that it has everything while the end is still held back.
+    LoadedBeforeTheEnd,
+    /// An agent that finds a frozen copy runs it, without an order under a higher epoch.
+    FrozenIsTakenBackAtOnce,
+    /// Control gives a VM back to its source under the epoch that the source had.
+    ReturnsUnderItsOldEpoch,
 }
 
 impl Mutation {
     /// Each with the scenario that catches it.
-    pub const ALL: [(Mutation, &str); 12] = [
+    pub const ALL: [(Mutation, &str); 17] = [
         (Mutation::TrustsIncompleteInventory, "ha/agent-cannot-look"),
         (Mutation::SilenceMeansStopped, "ha/host-is-silent"),
         (Mutation::ReportsResurrect, "vm/agent-dies-when-its-vm-is-removed"),
@@ -47,5 +57,10 @@ impl Mutation {
         (Mutation::TargetRunsByItself, "migration/plain"),
         (Mutation::SourceKilledAtCompletion, "migration/target-dies-as-owner-before-it-ran"),
         (Mutation::KillDoesNothing, "migration/plain"),
+        (Mutation::GrantedBeforeItIsNoted, "mover/plain"),
+        (Mutation::NothingIsFrozen, "mover/source-agent-dies-having-granted"),
+        (Mutation::LoadedBeforeTheEnd, "mover/plain"),
+        (Mutation::FrozenIsTakenBackAtOnce, "mover/source-agent-dies-having-granted"),
+        (Mutation::ReturnsUnderItsOldEpoch, "mover/target-dies-having-been-granted"),
     ];
 }

@@ -4,27 +4,21 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sterna_base::clock::Clock;
 use sterna_base::units::{Bytes, Span};
-use sterna_model::cluster::ClusterSpec;
-use sterna_model::datacentre::DatacentreSpec;
-use sterna_model::host::{Addresses, HostSpec};
+use sterna_model::host::HostSpec;
 use sterna_model::key::{Key, Kind};
 use sterna_model::meta::{Labels, Meta, Name, Object};
 use sterna_model::migration::{MigrationSpec, Phase};
-use sterna_model::pool::{PoolKind, PoolSpec};
 use sterna_model::vm::{Power, VmSpec};
 use sterna_model::volume::VolumeSpec;
 use sterna_plan::drain::free_name;
 use sterna_store::{Store, Txn};
 use uuid::Uuid;
 
-use crate::agent::{POOL, address};
 use crate::fault::Act;
 use crate::store::at_once;
 use crate::world::{World, host_name};
 
-const SITE: &str = "home";
-
-fn name(text: &str) -> Name {
+pub(crate) fn name(text: &str) -> Name {
     Name::new(text).expect("scenarios use names")
 }
 
@@ -42,39 +36,18 @@ impl World {
         Meta { name, uid, created: self.now(), labels: Labels::new(), notes: String::new(), deleting: None }
     }
 
-    fn put_new<S: Serialize>(&self, txn: Txn, kind: Kind, of: &str, spec: S) -> Txn {
+    pub(crate) fn put_new<S: Serialize>(&self, txn: Txn, kind: Kind, of: &str, spec: S) -> Txn {
         let key = Key::spec(kind, &name(of)).to_string();
         let object = Object { meta: self.meta(name(of)), spec };
         txn.absent(key.clone()).put(key, bytes(&object))
     }
 
-    fn submit(&self, txn: Txn) -> bool {
+    pub(crate) fn submit(&self, txn: Txn) -> bool {
         let committed = at_once(self.store.commit(txn)).is_ok();
         if committed {
             self.on_commit();
         }
         committed
-    }
-
-    /// A site, its hosts and a pool that all of them reach.
-    pub fn found_site(&self, hosts: usize) {
-        let mut txn = self.put_new(Txn::new(), Kind::Datacentre, SITE, DatacentreSpec::default());
-        let cluster = ClusterSpec { datacentre: name(SITE), cpu_model: None };
-        txn = self.put_new(txn, Kind::Cluster, SITE, cluster);
-        let kind = PoolKind::SharedDir { path: "/san".to_owned() };
-        txn = self.put_new(txn, Kind::Pool, POOL, PoolSpec { kind, datacentre: None, default: true });
-        for host in 0..hosts {
-            let addresses = Addresses { management: address(host), migration: None, storage: None };
-            let spec = HostSpec {
-                datacentre: name(SITE),
-                cluster: name(SITE),
-                addresses,
-                cordoned: false,
-                draining: false,
-            };
-            txn = self.put_new(txn, Kind::Host, host_name(host).as_str(), spec);
-        }
-        self.submit(txn);
     }
 
     /// Changes a spec, if it is there and not being deleted.

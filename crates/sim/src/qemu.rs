@@ -14,6 +14,9 @@ use sterna_wire::shim::ExitRecord;
 use tokio::sync::mpsc::UnboundedSender;
 use uuid::Uuid;
 
+use crate::carrier::{Arrival, Way};
+use crate::disk::Disks;
+
 /// One process.
 #[derive(Debug)]
 pub struct Qemu {
@@ -39,10 +42,22 @@ pub struct Qemu {
     pub runs_when_loaded: bool,
     pub wants_cancel: bool,
     pub sent: u64,
+    /// Stopped by a signal: it does and answers nothing.
+    pub is_frozen: bool,
+    /// Source: the mover carries it away.
+    pub way: Option<Way>,
+    /// Target: the session that it is filled by.
+    pub arrival: Option<Arrival>,
     pub told: Option<UnboundedSender<Happened>>,
 }
 
 impl Qemu {
+    /// Guest CPUs do something: not those of a stopped process.
+    #[must_use]
+    pub fn runs(&self) -> bool {
+        self.run == Run::Running && !self.is_frozen
+    }
+
     pub fn tell(&self, happened: Happened) {
         if let Some(told) = &self.told {
             // Nobody listens while the agent is down.
@@ -69,14 +84,20 @@ pub struct Machines {
     pub qemus: BTreeMap<u64, Qemu>,
     /// Run directories of copies that have ended, by host: gone with the host's boot.
     pub ended: BTreeMap<(usize, Uuid), ExitRecord>,
-    /// The number last written to each VM's disk.
-    pub disks: BTreeMap<Uuid, u64>,
+    pub disks: Disks,
     /// Boots of each VM from its disk.
     pub boots: BTreeMap<Uuid, u64>,
     made: u64,
+    /// What went wrong and was not told yet.
+    wrong: Vec<String>,
 }
 
 impl Machines {
+    #[must_use]
+    pub fn new(is_local: bool) -> Self {
+        Self { disks: Disks::new(is_local), ..Self::default() }
+    }
+
     pub fn add(&mut self, qemu: Qemu) -> u64 {
         self.made += 1;
         self.ended.remove(&(qemu.host, qemu.uid));
@@ -118,7 +139,11 @@ impl Machines {
     pub fn run(&mut self, id: u64) {
         let Some(qemu) = self.qemus.get_mut(&id) else { return };
         if qemu.memory.is_none() {
-            qemu.memory = Some(*self.disks.entry(qemu.uid).or_default());
+            let (number, newest) = self.disks.boot(qemu.uid, qemu.host);
+            self.wrong.extend(newest.map(|newest| {
+                format!("S2: {} boots from a disk of {number}, the newest is {newest}", qemu.vm)
+            }));
+            qemu.memory = Some(number);
             *self.boots.entry(qemu.uid).or_default() += 1;
         }
         qemu.has_disk = true;
@@ -137,28 +162,28 @@ impl Machines {
     /// The guest starts again from its disk, in the same process.
     pub fn reset(&mut self, id: u64) {
         if let Some(qemu) = self.qemus.get_mut(&id) {
-            qemu.memory = Some(*self.disks.entry(qemu.uid).or_default());
+            qemu.memory = Some(self.disks.read(qemu.uid, qemu.host));
         }
     }
 
     /// Every running guest writes once. Answers what is wrong with that.
     pub fn breathe(&mut self) -> Vec<String> {
-        let mut wrong = Vec::new();
+        let mut wrong = std::mem::take(&mut self.wrong);
         let mut running: BTreeMap<Uuid, u64> = BTreeMap::new();
         for (id, qemu) in &mut self.qemus {
-            if qemu.run != Run::Running {
+            if !qemu.runs() {
                 continue;
             }
             if let Some(other) = running.insert(qemu.uid, *id) {
                 wrong.push(format!("S1: {} runs twice: in processes {other} and {id}", qemu.vm));
             }
-            let disk = self.disks.entry(qemu.uid).or_default();
-            if qemu.memory != Some(*disk) {
+            let disk = self.disks.read(qemu.uid, qemu.host);
+            if qemu.memory != Some(disk) {
                 let memory = qemu.memory;
                 wrong.push(format!("S2: {} remembers {memory:?}, its disk says {disk}", qemu.vm));
             }
-            *disk += 1;
-            qemu.memory = Some(*disk);
+            self.disks.write(qemu.uid, qemu.host, disk + 1);
+            qemu.memory = Some(disk + 1);
         }
         wrong
     }
@@ -166,10 +191,12 @@ impl Machines {
     /// Another process of the same VM that may write to its disk.
     #[must_use]
     pub fn other_writer(&self, id: u64) -> Option<u64> {
-        let uid = self.qemus.get(&id)?.uid;
+        let (uid, host) = self.qemus.get(&id).map(|qemu| (qemu.uid, qemu.host))?;
         self.qemus
             .iter()
-            .find(|(other, qemu)| **other != id && qemu.uid == uid && qemu.has_disk)
+            .find(|(other, qemu)| {
+                **other != id && qemu.uid == uid && qemu.has_disk && self.disks.is_same(host, qemu.host)
+            })
             .map(|(other, _)| *other)
     }
 }

@@ -2,7 +2,9 @@
 
 use serde::Deserialize;
 
+use crate::campaign::Injected;
 use crate::fault::{Act, Trigger};
+use crate::site::Layout;
 use crate::world::{Config, World};
 
 /// Liveness: everything is as asked for this long after the last fault.
@@ -29,6 +31,12 @@ pub struct Scenario {
     pub calm_after_ms: u64,
     #[serde(default)]
     pub takes_disks_early: bool,
+    /// Hosts are in different datacentres.
+    #[serde(default)]
+    pub far: bool,
+    /// Volumes are on their hosts' own disks.
+    #[serde(default)]
+    pub local: bool,
     /// Everything is as asked for already when the faults end.
     #[serde(default)]
     pub settles_before_calm: bool,
@@ -46,6 +54,27 @@ fn one_vm() -> Vec<String> {
 
 fn six_seconds() -> u64 {
     6000
+}
+
+impl Scenario {
+    /// One move of `web` from `a` to `b`, during which this is done at that instant.
+    #[must_use]
+    pub fn disturbed(layout: Layout, moment: &str, deed: &str) -> Self {
+        let when = When { moment: moment.to_owned(), nth: 1, after_ms: 0, acts: vec![deed.to_owned()] };
+        Self {
+            about: format!("{deed} when {moment}"),
+            hosts: two(),
+            vms: one_vm(),
+            begin: vec!["migrate web to b".to_owned()],
+            when: vec![when],
+            calm_after_ms: 5000,
+            takes_disks_early: false,
+            far: layout.is_far,
+            local: layout.is_local,
+            settles_before_calm: false,
+            expect: Expect { migration: Some("succeeded|failed".to_owned()), ..Expect::default() },
+        }
+    }
 }
 
 /// Deeds that wait for an instant of the trace.
@@ -88,6 +117,7 @@ pub struct Outcome {
     pub settled_after_ms: Option<u64>,
     /// Instants of the trace that were waited for and never came.
     pub missed: Vec<String>,
+    pub injected: Injected,
 }
 
 /// Runs a directed scenario.
@@ -98,6 +128,8 @@ pub struct Outcome {
 pub fn run(scenario: &Scenario, mut config: Config) -> Outcome {
     config.hosts = scenario.hosts;
     config.takes_disks_early |= scenario.takes_disks_early;
+    config.layout.is_far |= scenario.far;
+    config.layout.is_local |= scenario.local;
     in_virtual_time(|| async move {
         let world = World::new(config);
         let began = begin(&world, &scenario.vms).await;
@@ -160,7 +192,7 @@ pub fn storm(config: Config) -> Outcome {
     })
 }
 
-async fn rain(world: World, every: u64, draw: impl Fn(&World) -> Act) {
+pub(crate) async fn rain(world: World, every: u64, draw: impl Fn(&World) -> Act) {
     loop {
         world.pause(every / 10, every * 2).await;
         let act = draw(&world);
@@ -178,11 +210,14 @@ fn drawn(mut config: Config) -> Config {
     config.looks_fail = *random.pick(&[0, 0, 200]);
     config.kills_at_moments = *random.pick(&[0, 15, 50, 150]);
     config.takes_disks_early = random.chance(500);
+    config.layout.is_far |= random.chance(300);
+    config.layout.is_local |= random.chance(150);
+    config.loads_fail = *random.pick(&[0, 0, 100]);
     config
 }
 
 /// A world in virtual time, from its first event to its last.
-fn in_virtual_time<F: Future<Output = Outcome>>(run: impl FnOnce() -> F) -> Outcome {
+pub(crate) fn in_virtual_time<F: Future<Output = Outcome>>(run: impl FnOnce() -> F) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
@@ -192,9 +227,9 @@ fn in_virtual_time<F: Future<Output = Outcome>>(run: impl FnOnce() -> F) -> Outc
 }
 
 /// Everything starts, and the first VMs run.
-async fn begin(world: &World, vms: &[String]) -> Result<(), String> {
+pub(crate) async fn begin(world: &World, vms: &[String]) -> Result<(), String> {
     let hosts = world.lock().hosts.len();
-    world.found_site(hosts);
+    world.found_sites(hosts);
     world.start_server();
     for host in 0..hosts {
         world.start_agent(host);
@@ -242,7 +277,7 @@ async fn settle(world: &World, within: u64) -> Result<u64, Vec<String>> {
     }
 }
 
-async fn end(world: &World, began: Result<(), String>) -> Outcome {
+pub(crate) async fn end(world: &World, began: Result<(), String>) -> Outcome {
     world.calm();
     let settled = settle(world, SETTLES_WITHIN_MS).await;
     if settled.is_ok() {
@@ -264,6 +299,7 @@ async fn end(world: &World, began: Result<(), String>) -> Outcome {
         tail: state.trace.tail(120),
         settled_after_ms: settled.ok(),
         missed: Vec::new(),
+        injected: state.injected.clone(),
     }
 }
 

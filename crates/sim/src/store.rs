@@ -28,12 +28,17 @@ impl Reached {
     }
 
     fn mutated(&self, mut txn: Txn) -> Txn {
-        if self.is_control && self.world.mutates(Mutation::EpochStays) {
+        let defect: Option<Defect> = match self.world.lock().config.mutation {
+            Some(Mutation::EpochStays) => Some(with_old_epoch),
+            Some(Mutation::ReturnsUnderItsOldEpoch) => Some(with_epoch_of_before),
+            _ => None,
+        };
+        if let (true, Some(defect)) = (self.is_control, defect) {
             for write in &mut txn.writes {
                 if let Write::Put { key, value } = write
                     && key.starts_with("vm/")
                     && key.ends_with("/decision")
-                    && let Some(older) = with_old_epoch(value)
+                    && let Some(older) = defect(value)
                 {
                     *value = older.into();
                 }
@@ -43,6 +48,9 @@ impl Reached {
     }
 }
 
+/// What a defect makes of a VM's decision, if it concerns it.
+type Defect = fn(&[u8]) -> Option<Vec<u8>>;
+
 /// A restart's decision with the epoch before its own.
 fn with_old_epoch(value: &[u8]) -> Option<Vec<u8>> {
     let mut decision: serde_json::Value = serde_json::from_slice(value).ok()?;
@@ -51,6 +59,14 @@ fn with_old_epoch(value: &[u8]) -> Option<Vec<u8>> {
     }
     let epoch = decision["owner"]["epoch"].as_u64()?;
     decision["owner"]["epoch"] = (epoch - 1).into();
+    serde_json::to_vec(&decision).ok()
+}
+
+/// A hand-back's decision with the epoch that the source's copy had.
+fn with_epoch_of_before(value: &[u8]) -> Option<Vec<u8>> {
+    let mut decision: serde_json::Value = serde_json::from_slice(value).ok()?;
+    let opened = decision.get("opened")?.as_u64()?;
+    decision["owner"]["epoch"] = opened.into();
     serde_json::to_vec(&decision).ok()
 }
 

@@ -54,7 +54,7 @@ pub async fn run(world: World, source: u64, to: SocketAddr) {
 }
 
 /// The source is itself again.
-fn fail(world: &World, source: u64, transfer: Transfer, resumes: bool) {
+pub fn fail(world: &World, source: u64, transfer: Transfer, resumes: bool) {
     world.on_machines(|machines| {
         let Some(qemu) = machines.qemus.get_mut(&source) else { return };
         qemu.transfer = transfer;

@@ -19,12 +19,14 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::campaign::Injected;
 use crate::check::Checker;
 use crate::fault::{Act, Trigger};
 use crate::gateway::FromAgent;
 use crate::mutation::Mutation;
 use crate::qemu::Machines;
 use crate::random::Random;
+use crate::site::Layout;
 use crate::trace::Trace;
 
 /// The wall clock at the world's beginning; any value does.
@@ -47,6 +49,9 @@ pub struct Config {
     pub kills_at_moments: u64,
     /// QEMU takes the disks at the target's completion (before 10) instead of when it is told.
     pub takes_disks_early: bool,
+    /// Of 1,000 ends of streams, how many a target cannot load.
+    pub loads_fail: u64,
+    pub layout: Layout,
     pub mutation: Option<Mutation>,
 }
 
@@ -63,6 +68,8 @@ impl Config {
             parts_wait: 0,
             kills_at_moments: 0,
             takes_disks_early: false,
+            loads_fail: 0,
+            layout: Layout::default(),
             mutation: None,
         }
     }
@@ -121,6 +128,7 @@ pub struct State {
     /// What must never happen and did.
     pub violations: Vec<String>,
     pub acts_done: BTreeSet<String>,
+    pub injected: Injected,
     /// VMs that the store has lost; they run on all the same.
     pub lost: BTreeSet<Uuid>,
 }
@@ -165,7 +173,7 @@ impl World {
         let state = State {
             random: Random::new(config.seed),
             trace: Trace::default(),
-            machines: Machines::default(),
+            machines: Machines::new(config.layout.is_local),
             hosts: hosts.collect(),
             server: Server::default(),
             checker: Checker::default(),
@@ -175,6 +183,7 @@ impl World {
             connections_made: 0,
             violations: Vec::new(),
             acts_done: BTreeSet::new(),
+            injected: Injected::new(),
             lost: BTreeSet::new(),
             config,
         };
@@ -301,7 +310,9 @@ impl State {
         let rate = self.config.kills_at_moments;
         if self.is_stormy && self.random.chance(rate) {
             let hosts = self.hosts.len() as u64;
-            now.push(Act::draw_kill(&mut self.random, hosts));
+            let is_carried = self.config.layout != Layout::default();
+            let draw = if is_carried { Act::draw_on_the_way } else { Act::draw_kill };
+            now.push(draw(&mut self.random, hosts));
         }
         (now, later)
     }

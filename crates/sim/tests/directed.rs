@@ -6,7 +6,8 @@
 
 use std::path::{Path, PathBuf};
 
-use sterna_sim::scenario::{Expect, Outcome, Scenario, When, run};
+use sterna_sim::scenario::{Outcome, Scenario, run};
+use sterna_sim::site::Layout;
 use sterna_sim::world::Config;
 
 fn files() -> Vec<PathBuf> {
@@ -119,21 +120,6 @@ const DEEDS: [&str; 11] = [
     "cut line b",
 ];
 
-/// A move of `web` during which this is done at that instant.
-fn disturbed(moment: &str, deed: &str) -> Scenario {
-    Scenario {
-        about: format!("{deed} when {moment}"),
-        hosts: 2,
-        vms: vec!["web".to_owned()],
-        begin: vec!["migrate web to b".to_owned()],
-        when: vec![When { moment: moment.to_owned(), nth: 1, after_ms: 0, acts: vec![deed.to_owned()] }],
-        calm_after_ms: 5000,
-        takes_disks_early: false,
-        settles_before_calm: false,
-        expect: Expect { migration: Some("succeeded|failed".to_owned()), ..Expect::default() },
-    }
-}
-
 /// What went wrong at one instant, and how often the instant came.
 fn disturb(moment: &str) -> (usize, Vec<String>) {
     let (mut came, mut failed) = (0, Vec::new());
@@ -141,7 +127,7 @@ fn disturb(moment: &str) -> (usize, Vec<String>) {
         for seed in 0..3 {
             let mut config = Config::calm(seed, 2);
             config.takes_disks_early = seed % 2 == 1;
-            let outcome = run(&disturbed(moment, deed), config);
+            let outcome = run(&Scenario::disturbed(Layout::default(), moment, deed), config);
             came += usize::from(outcome.missed.is_empty());
             if !outcome.wrong.is_empty() {
                 failed.push(format!("{deed} when {moment} (seed {seed}): {:?}", outcome.wrong));
