@@ -6,6 +6,7 @@
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use sterna_base::units::{Bytes, Span};
 use sterna_model::forecast::LoadSample;
@@ -256,6 +257,6 @@ pub trait Guest: Clone + Send + Sync + 'static {
     /// Grows the image of the n-th disk, and tells the guest.
     fn resize_disk(&self, index: usize, size: Bytes) -> impl Future<Output = Result<(), GuestError>> + Send;
 
-    /// What the guest uses; with `dirty`, also measures for a moment how fast it writes to its memory.
-    fn load(&self, dirty: bool) -> impl Future<Output = Result<LoadSample, GuestError>> + Send;
+    /// What the guest uses; with a window, also how much of its memory it writes to within it, which takes as long.
+    fn load(&self, window: Option<Duration>) -> impl Future<Output = Result<LoadSample, GuestError>> + Send;
 }

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use sterna_base::units::{Bytes, Span};
 use sterna_client::migration::{Migration, Migrations, has_ended, progress};
 use sterna_client::operation::Operation;
-use sterna_model::forecast::{Forecast, Verdict};
+use sterna_model::forecast::{Confidence, Forecast, Past, Verdict};
 use sterna_model::meta::Name;
 use sterna_model::migration::{Outcome, Phase, Progress};
 
@@ -190,21 +190,74 @@ fn rows(forecast: Option<&Forecast>, outcome: Option<&Outcome>) -> Vec<Vec<Strin
 /// A forecast in plain words.
 pub fn forecast_text(forecast: &Forecast, to: Option<&Name>) -> String {
     let verdict = match forecast.verdict {
-        Verdict::Fits => "It should go well.",
-        Verdict::NeedsThrottling => "The guest would have to be slowed for it.",
-        Verdict::NeedsLongerPause => {
-            "The guest would pause longer than asked for; allow more with --max-downtime."
-        }
+        Verdict::Fits => "It should go well",
+        Verdict::NeedsThrottling => "The guest would have to be slowed for it",
+        Verdict::NeedsLongerPause => "The guest would pause longer than asked for",
         Verdict::WillNotConverge => {
-            "The guest writes faster than the line carries: it would not end by itself."
+            "The guest writes faster than the line carries: it would not end by itself"
         }
+    };
+    let advice = if forecast.advice.is_empty() { String::new() } else { format!("; {}", forecast.advice) };
+    let trust = match forecast.confidence {
+        Confidence::Low => "a guess: the guest's writes or the line have not been measured yet",
+        Confidence::Fair => "fair: some of it is assumed",
+        Confidence::Good => "good: all of it was measured",
     };
     let to = to.map(|to| format!(" to host {to}")).unwrap_or_default();
     format!(
-        "A move{to} would take {}, send {} and pause the guest for {}. {verdict}\nFrom: {}.\n",
+        "A move{to} would take {}, send {} and pause the guest for {}. {verdict}{advice}.\nFrom: {}.\n\
+         Confidence: {trust}.\n",
         span(forecast.total),
         size(forecast.bytes),
         span(forecast.downtime),
         forecast.basis
     )
+}
+
+/// How far off earlier forecasts were, one line each.
+pub fn past_text(past: &[Past]) -> String {
+    let line = |past: &Past| {
+        let paused = past.downtime.map_or_else(String::new, |downtime| {
+            format!(", paused {} instead of {}", span(downtime), span(past.downtime_expected))
+        });
+        let (took, expected) = (span(past.total), span(past.total_expected));
+        format!("Earlier: {} took {took} instead of {expected}{paused}.\n", past.migration)
+    };
+    past.iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_forecast_says_what_would_help_and_how_far_to_trust_it() {
+        let forecast = Forecast {
+            total: Span::from_secs(20),
+            downtime: Span::from_millis(2100),
+            bytes: Bytes::mib(140),
+            verdict: Verdict::NeedsLongerPause,
+            advice: "allow a pause of 2200ms".to_owned(),
+            confidence: Confidence::Good,
+            basis: "measured".to_owned(),
+        };
+        let text = forecast_text(&forecast, None);
+        assert!(text.contains("longer than asked for; allow a pause of 2200ms."), "{text}");
+        assert!(text.ends_with("Confidence: good: all of it was measured.\n"), "{text}");
+    }
+
+    #[test]
+    fn earlier_forecasts_stand_beside_what_came_of_them() {
+        let past = Past {
+            migration: Name::new("web-1").unwrap(),
+            total_expected: Span::from_secs(20),
+            total: Span::from_secs(22),
+            downtime_expected: Span::from_millis(300),
+            downtime: None,
+        };
+        let text = past_text(&[past.clone(), Past { downtime: Some(Span::from_millis(280)), ..past }]);
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines.len(), 2, "{text}");
+        assert!(!lines[0].contains("paused") && lines[1].contains("paused"), "{text}");
+    }
 }

@@ -90,7 +90,8 @@ fn pick(args: &Test, ready: &[Name]) -> Option<(Name, Name)> {
 /// Waits until nothing speaks against the move any more: the target's agent may not have seen the pool yet.
 async fn until_it_may_go(session: &Session, name: &Name, to: &Name) -> Result<()> {
     let until = Instant::now() + PATIENCE;
-    while !session.client.vms().forecast(name, Some(to)).await?.reasons.is_empty() && Instant::now() < until {
+    let order = Move { to: Some(to.clone()), ..Move::default() };
+    while !session.client.vms().forecast(name, &order).await?.reasons.is_empty() && Instant::now() < until {
         sleep(LOOK).await;
     }
     // What still speaks against it is said by the order itself.

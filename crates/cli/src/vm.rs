@@ -61,9 +61,8 @@ pub enum Verb {
     /// Say what a move would take, without moving
     Forecast {
         name: Name,
-        /// To this host [default: the one that would be chosen]
-        #[arg(long, value_name = "HOST")]
-        to: Option<Name>,
+        #[command(flatten)]
+        course: Course,
     },
     /// Say why a VM is where it is and does what it does
     Why { name: Name },
@@ -101,6 +100,15 @@ pub struct Act {
 pub struct Migrate {
     #[command(flatten)]
     many: Many,
+    #[command(flatten)]
+    course: Course,
+    #[command(flatten)]
+    wait: Wait,
+}
+
+/// Where to, and within which limits.
+#[derive(Debug, Args)]
+pub struct Course {
     /// To this host [default: Sterna chooses and says why]
     #[arg(long, value_name = "HOST", conflicts_with = "to_datacentre")]
     to: Option<Name>,
@@ -110,8 +118,20 @@ pub struct Migrate {
     /// The longest pause of the guest that is accepted [default: 300ms]
     #[arg(long, value_name = "DURATION")]
     max_downtime: Option<Span>,
-    #[command(flatten)]
-    wait: Wait,
+    /// Refuse a move that would take longer, and call it off if it does: 30m or 2h from now, or a time
+    #[arg(long, value_name = "DURATION|TIME")]
+    finish_by: Option<String>,
+}
+
+impl Course {
+    fn order(&self) -> Move {
+        Move {
+            to: self.to.clone(),
+            to_datacentre: self.to_datacentre.clone(),
+            max_downtime: self.max_downtime,
+            finish_by: self.finish_by.clone(),
+        }
+    }
 }
 
 impl Listed for Vm {
@@ -162,7 +182,7 @@ pub async fn run(session: &Session, verb: Verb) -> Result<()> {
         Verb::Resume(args) => act(session, &args, "runs on", async |name| vms.resume(name).await).await,
         Verb::Delete(args) => crud::delete::<Vms>(session, &args, " Their boot volumes go with them.").await,
         Verb::Migrate(args) => migrate(session, &args).await,
-        Verb::Forecast { name, to } => forecast(session, &name, to.as_ref()).await,
+        Verb::Forecast { name, course } => forecast(session, &name, &course.order()).await,
         Verb::Why { name } => why(session, &name).await,
         Verb::Console { name } => console::run(session, &name).await,
         Verb::Ledger { name } => session.list(&vms.ledger(&name).await?),
@@ -194,11 +214,7 @@ async fn act(
 
 async fn migrate(session: &Session, args: &Migrate) -> Result<()> {
     let names = args.many.resolve::<Vms>(&session.client).await?;
-    let order = Move {
-        to: args.to.clone(),
-        to_datacentre: args.to_datacentre.clone(),
-        max_downtime: args.max_downtime,
-    };
+    let order = args.course.order();
     let vms = session.client.vms();
     crud::each(session, &names, async |name| {
         let answer = vms.migrate(name, &order).await?;
@@ -214,8 +230,8 @@ async fn migrate(session: &Session, args: &Migrate) -> Result<()> {
     .await
 }
 
-async fn forecast(session: &Session, name: &Name, to: Option<&Name>) -> Result<()> {
-    let outlook = session.client.vms().forecast(name, to).await?;
+async fn forecast(session: &Session, name: &Name, order: &Move) -> Result<()> {
+    let outlook = session.client.vms().forecast(name, order).await?;
     if session.format != Format::Table {
         return session.value(&outlook);
     }
@@ -225,6 +241,7 @@ async fn forecast(session: &Session, name: &Name, to: Option<&Name>) -> Result<(
     }
     if let Some(forecast) = &outlook.forecast {
         session.terminal.data(&migration::forecast_text(forecast, outlook.to.as_ref()))?;
+        session.terminal.data(&migration::past_text(&outlook.past))?;
     }
     Ok(())
 }

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sterna_base::units::{Bytes, Span};
 use sterna_model::event::Event;
-use sterna_model::forecast::Forecast;
+use sterna_model::forecast::{Forecast, Past};
 use sterna_model::meta::Name;
 use sterna_model::status::VmStatus;
 use sterna_model::vm::{CloudInit, NicSpec, Place, Power, RestartPolicy, VmDecision, VmReport, VmSpec};
@@ -92,6 +92,9 @@ pub struct Move {
     pub to_datacentre: Option<Name>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_downtime: Option<Span>,
+    /// A duration from now, or a time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub finish_by: Option<String>,
 }
 
 /// What a move would take, or why it cannot be.
@@ -104,6 +107,9 @@ pub struct Outlook {
     /// Reasons against the move; empty: it may go.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reasons: Vec<String>,
+    /// How far off earlier forecasts of this VM were, the latest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub past: Vec<Past>,
 }
 
 impl Api<'_, Vms> {
@@ -146,9 +152,17 @@ impl Api<'_, Vms> {
         self.ask(name, "nics", nic).await
     }
 
-    /// What a move would take now.
-    pub async fn forecast(&self, name: &Name, to: Option<&Name>) -> Result<Outlook> {
-        let query: Vec<_> = to.map(|to| ("to", to.to_string())).into_iter().collect();
+    /// What such a move would take now.
+    pub async fn forecast(&self, name: &Name, order: &Move) -> Result<Outlook> {
+        let query: Vec<_> = [
+            ("to", order.to.as_ref().map(Name::to_string)),
+            ("to_datacentre", order.to_datacentre.as_ref().map(Name::to_string)),
+            ("max_downtime", order.max_downtime.map(|span| span.to_string())),
+            ("finish_by", order.finish_by.clone()),
+        ]
+        .into_iter()
+        .filter_map(|(word, value)| Some((word, value?)))
+        .collect();
         self.client.get(&Self::verb(name, "forecast"), &query).await
     }
 

@@ -249,6 +249,8 @@ fn table(
 
 #[cfg(test)]
 mod tests {
+    use sterna_model::forecast::Confidence;
+
     use super::*;
 
     #[test]
@@ -258,6 +260,8 @@ mod tests {
             downtime: Span::from_millis(30),
             bytes: Bytes::mib(90),
             verdict: Verdict::Fits,
+            advice: String::new(),
+            confidence: Confidence::Good,
             basis: String::new(),
         };
         let outcome = Outcome {

@@ -4,6 +4,8 @@ use serde::{Deserialize, Serialize};
 use sterna_base::units::{Bytes, Span};
 use utoipa::ToSchema;
 
+use crate::meta::Name;
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Forecast {
     /// From the order to the guest running on the target and the source gone.
@@ -14,8 +16,26 @@ pub struct Forecast {
     #[schema(value_type = String)]
     pub bytes: Bytes,
     pub verdict: Verdict,
+    /// What would help, in words; empty when nothing has to.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub advice: String,
+    #[serde(default)]
+    pub confidence: Confidence,
     /// What it was computed from, in words.
     pub basis: String,
+}
+
+/// How much of what a forecast rests on was measured.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Confidence {
+    /// The guest's writes or the line are an assumption.
+    #[default]
+    Low,
+    /// Both were measured, but not over all windows, or how well the memory packs is an assumption.
+    Fair,
+    /// The guest's writes over several windows, the line, and what memory costs on it.
+    Good,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
@@ -31,17 +51,42 @@ pub enum Verdict {
     WillNotConverge,
 }
 
+/// A forecast of the past beside what came of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Past {
+    pub migration: Name,
+    #[schema(value_type = String)]
+    pub total_expected: Span,
+    #[schema(value_type = String)]
+    pub total: Span,
+    #[schema(value_type = String)]
+    pub downtime_expected: Span,
+    /// Absent: it was not measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub downtime: Option<Span>,
+}
+
 /// What an agent measured of a VM lately: the input of a forecast. Kept in memory, never stored.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LoadSample {
     /// Memory that holds something: what a first pass has to carry.
     #[schema(value_type = String)]
     pub used: Bytes,
-    /// Bytes in distinct pages written during `dirty_window`.
-    #[schema(value_type = String)]
-    pub dirty: Bytes,
-    #[schema(value_type = String)]
-    pub dirty_window: Span,
+    /// How much memory is written within short and long windows; a page written twice in one counts once there.
+    /// Several of the same length are several measurements, the oldest first.
+    #[serde(default)]
+    pub written: Vec<Written>,
     /// Host CPU the VM uses, in thousandths of one CPU.
     pub cpu_milli: u32,
+}
+
+/// One measurement of a guest's writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Written {
+    #[schema(value_type = String)]
+    pub window: Span,
+    /// In distinct pages.
+    #[schema(value_type = String)]
+    pub bytes: Bytes,
 }

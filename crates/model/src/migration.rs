@@ -35,6 +35,10 @@ pub struct MigrationSpec {
     #[serde(default = "default_downtime")]
     #[schema(value_type = String, example = "300ms")]
     pub max_downtime: Span,
+    /// A move that still copies then is called off: the VM stays where it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub finish_by: Option<Timestamp>,
     #[serde(default)]
     pub cancel: bool,
     /// What was expected when it was asked for.
@@ -76,6 +80,9 @@ pub struct MigrationDecision {
     /// When `phase` was entered.
     #[schema(value_type = String, format = DateTime)]
     pub since: Timestamp,
+    /// Why the source was told to stop sending, when nobody had asked for it. Its answer still decides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub called_off: Option<String>,
     /// What was measured; set at the end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcome: Option<Outcome>,

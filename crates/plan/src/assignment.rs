@@ -97,7 +97,8 @@ fn owner(view: &View, vm: &Vm<'_>, decision: &VmDecision, migration: Moving<'_>,
         let sends = moving.source.as_ref() == Some(host.name) && moving.epoch == decision.owner.epoch;
         let Phase::Copying { listen } = &moving.phase else { return None };
         let to: SocketAddr = listen.parse().ok()?;
-        let cancel = migration::is_cancelled(spec, vm) || migration::lost_target(vm, moving).is_some();
+        let is_lost = migration::lost_target(vm, moving).is_some();
+        let cancel = is_lost || migration::is_cancelled(spec, moving, vm);
         sends.then(|| Outgoing {
             migration: name.clone(),
             to,

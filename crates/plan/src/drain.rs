@@ -109,6 +109,7 @@ fn order(view: &View, host: &Host<'_>, vm: &Vm<'_>, now: Timestamp) -> Option<Ac
             vm: vm.name.clone(),
             to: None,
             max_downtime: Span::from_millis(300),
+            finish_by: None,
             cancel: false,
             forecast: None,
             asked_by: format!("{ASKED_BY}{}", host.name),

@@ -1,51 +1,75 @@
 //! How long a move will take: rounds of precopy over a line, from what was measured of the guest and the line.
 //!
 //! The model is the classic one of precopy: the first pass carries the memory in use, each further pass what was written
-//! during the one before, until the rest fits the pause. Distinct pages written in `t` follow
-//! `U(t) = W (1 - exp(-r t / W))` with the write rate `r` and the working set `W`.
+//! during the one before, until the rest fits the pause. What is written in a time is [`pools`]' matter; what carries it,
+//! and what a page costs on the way, is [`line`]'s. Passes are in bytes on the line:
+//!
+//! ```text
+//! first = used * c0        next = U(pass / B) * cd        pause = stop + (queue + last + devices) / B + RTT/2 + load
+//! ```
 
 use std::time::Duration;
 
 use sterna_base::units::{Bytes, Span};
-use sterna_model::forecast::{Forecast, LoadSample, Verdict};
+use sterna_model::forecast::{Confidence, Forecast, LoadSample, Verdict, Written};
 
-/// What carries the memory.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Line {
-    /// Bytes a second that a migration gets through.
-    pub bytes_per_s: f64,
-    /// From the order to the first byte, plus from the last to the end.
-    pub overhead: Duration,
-    /// Where these come from, in words.
-    pub basis: String,
-}
+pub mod line;
+pub mod past;
+pub mod pools;
 
-/// QEMU's own share of the pause: stopping CPUs, device state, starting CPUs. Measured at 5-20 ms for small guests.
-const STOP_AND_GO: Duration = Duration::from_millis(15);
+pub use line::Line;
+use pools::Pools;
+
+/// QEMU's own share of the pause: stopping CPUs, loading device state, starting CPUs. Measured at 5-20 ms in all for small
+/// guests.
+const STOP: Duration = Duration::from_millis(5);
+const LOAD: Duration = Duration::from_millis(5);
+const CONT: Duration = Duration::from_millis(5);
 /// Device state and its description, measured at 78 KB for a q35 machine.
 const DEVICE_STATE: f64 = 80_000.0;
 /// QEMU's throttle takes at most this share of the guest's CPU time away.
 const THROTTLE_MAX: f64 = 0.99;
 const ROUNDS_MAX: usize = 200;
+/// A last pass of more than this share of all that a pass can have is no convergence.
+const WHOLE: f64 = 0.9;
+/// Nobody accepts a longer pause: the longest that can be asked for.
+const PAUSE_MAX: Duration = Duration::from_secs(60);
 
 #[must_use]
 pub fn forecast(load: &LoadSample, line: &Line, max_downtime: Duration) -> Forecast {
-    let plain = rounds(load, line, max_downtime, 1.0);
-    let (verdict, run) = match plain {
+    let guest = Guest { used: load.used.as_u64() as f64, pools: Pools::fit(&load.written, load.used) };
+    let room = room(line, max_downtime);
+    let freely = room.and_then(|room| rounds(&guest, line, room, 1.0));
+    let throttled = || room.and_then(|room| rounds(&guest, line, room, 1.0 - THROTTLE_MAX));
+    let (verdict, run) = match freely {
         Some(run) => (Verdict::Fits, run),
-        None => match rounds(load, line, max_downtime, 1.0 - THROTTLE_MAX) {
+        None => match throttled() {
             Some(run) => (Verdict::NeedsThrottling, run),
-            None => worst(load, line),
+            None => steady(&guest, line),
         },
     };
-    let pause = STOP_AND_GO + Duration::from_secs_f64((run.last + DEVICE_STATE) / line.bytes_per_s);
-    let total = line.overhead + Duration::from_secs_f64(run.bytes / line.bytes_per_s) + STOP_AND_GO;
+    let downtime = pause(line, run.last);
+    let sending = (run.bytes - run.last + line.volumes.as_u64() as f64) / line.bytes_per_s;
     Forecast {
-        total: whole_ms(total),
-        downtime: whole_ms(pause),
-        bytes: Bytes(run.bytes as u64),
+        total: whole_ms(line.overhead + Duration::from_secs_f64(sending.max(0.0)) + downtime),
+        downtime: whole_ms(downtime),
+        bytes: Bytes(run.bytes as u64 + line.volumes.as_u64()),
         verdict,
+        advice: advice(verdict, &guest, line),
+        confidence: confidence(load, line),
         basis: basis(load, line),
+    }
+}
+
+struct Guest {
+    used: f64,
+    pools: Pools,
+}
+
+impl Guest {
+    /// What a pass leaves for the next one, on the line. `speed`: the share of its CPU time that the guest keeps.
+    fn after(&self, pass: f64, line: &Line, speed: f64) -> f64 {
+        self.pools.written(pass / line.bytes_per_s * speed) * line.cost_again
     }
 }
 
@@ -55,17 +79,30 @@ struct Run {
     last: f64,
 }
 
-/// `None`: does not converge to the pause. `speed`: the share of its CPU time that the guest keeps after the first pass.
-fn rounds(load: &LoadSample, line: &Line, max_downtime: Duration, speed: f64) -> Option<Run> {
-    let fits =
-        (max_downtime.saturating_sub(STOP_AND_GO).as_secs_f64() * line.bytes_per_s - DEVICE_STATE).max(0.0);
-    let mut pass = load.used.as_u64() as f64;
+/// The pause if nothing at all were left to send.
+fn least_pause(line: &Line) -> Duration {
+    let sent = (line.queue.as_u64() as f64 + DEVICE_STATE) / line.bytes_per_s;
+    STOP + LOAD + CONT + line.commit + line.round_trip / 2 + Duration::from_secs_f64(sent)
+}
+
+fn pause(line: &Line, last: f64) -> Duration {
+    least_pause(line) + Duration::from_secs_f64(last / line.bytes_per_s)
+}
+
+/// What may be left for the pause; `None`: it is too short for what is in it in any case.
+fn room(line: &Line, max_downtime: Duration) -> Option<f64> {
+    Some(max_downtime.checked_sub(least_pause(line))?.as_secs_f64() * line.bytes_per_s)
+}
+
+/// `None`: does not converge to the pause.
+fn rounds(guest: &Guest, line: &Line, room: f64, speed: f64) -> Option<Run> {
+    let mut pass = guest.used * line.cost_first;
     let mut bytes = DEVICE_STATE;
     for round in 0..ROUNDS_MAX {
         bytes += pass;
         let speed = if round == 0 { 1.0 } else { speed };
-        let next = written(load, pass / line.bytes_per_s * speed);
-        if next <= fits {
+        let next = guest.after(pass, line, speed);
+        if next <= room {
             return Some(Run { bytes: bytes + next, last: next });
         }
         // The passes have stopped shrinking: the guest writes as fast as the line carries.
@@ -77,23 +114,59 @@ fn rounds(load: &LoadSample, line: &Line, max_downtime: Duration, speed: f64) ->
     None
 }
 
-/// Neither as it is nor throttled: the pause is the working set over the line, if that is less than a whole pass.
-fn worst(load: &LoadSample, line: &Line) -> (Verdict, Run) {
-    let first = load.used.as_u64() as f64;
-    let last = written(load, first / line.bytes_per_s).min(first);
-    let verdict = if last < first * 0.9 { Verdict::NeedsLongerPause } else { Verdict::WillNotConverge };
-    (verdict, Run { bytes: first + last, last })
+/// Neither as it is nor throttled: passes shrink to a size that they keep, which then is the pause.
+fn steady(guest: &Guest, line: &Line) -> (Verdict, Run) {
+    let mut pass = guest.used * line.cost_first;
+    let mut bytes = DEVICE_STATE;
+    for _ in 0..ROUNDS_MAX {
+        bytes += pass;
+        let next = guest.after(pass, line, 1.0);
+        let is_steady = next >= pass * 0.999;
+        pass = next;
+        if is_steady {
+            break;
+        }
+    }
+    let is_whole = pass >= guest.used * line.cost_again * WHOLE || pause(line, pass) > PAUSE_MAX;
+    let verdict = if is_whole { Verdict::WillNotConverge } else { Verdict::NeedsLongerPause };
+    (verdict, Run { bytes: bytes + pass, last: pass })
 }
 
-/// Distinct bytes written in `seconds`. One sample gives the rate; the memory in use bounds the working set.
-fn written(load: &LoadSample, seconds: f64) -> f64 {
-    let window = load.dirty_window.0.as_secs_f64();
-    let used = load.used.as_u64() as f64;
-    if window <= 0.0 || used <= 0.0 {
-        return 0.0;
+/// What would help.
+fn advice(verdict: Verdict, guest: &Guest, line: &Line) -> String {
+    let (unthrottled, run) = steady(guest, line);
+    let enough = rounded_up(pause(line, run.last));
+    let allow = format!("allow a pause of {enough}");
+    let is_in_reach = unthrottled == Verdict::NeedsLongerPause;
+    match verdict {
+        Verdict::Fits => String::new(),
+        Verdict::NeedsThrottling if is_in_reach => {
+            format!("the guest will be slowed; to keep its speed, {allow} or move it when it writes less")
+        }
+        Verdict::NeedsThrottling => {
+            "the guest will be slowed for it; it keeps its speed only when it writes less".to_owned()
+        }
+        Verdict::NeedsLongerPause => format!("{allow}, or move it when it writes less"),
+        Verdict::WillNotConverge => {
+            "move it when it writes less or over a faster line, or stop it for the move".to_owned()
+        }
     }
-    let rate = load.dirty.as_u64() as f64 / window;
-    used * (1.0 - (-rate * seconds / used).exp())
+}
+
+/// Two digits at the most: a forecast is no more exact than that.
+fn rounded_up(pause: Duration) -> Span {
+    let ms = whole_ms(pause).as_millis().saturating_add(1);
+    let step = 10u64.pow(ms.ilog10().saturating_sub(1));
+    Span::from_millis(ms.div_ceil(step) * step)
+}
+
+fn confidence(load: &LoadSample, line: &Line) -> Confidence {
+    let several = load.written.iter().any(|one| one.window != load.written[0].window);
+    match (load.written.is_empty() || !line.is_measured, several && line.is_cost_known) {
+        (true, _) => Confidence::Low,
+        (false, false) => Confidence::Fair,
+        (false, true) => Confidence::Good,
+    }
 }
 
 fn whole_ms(duration: Duration) -> Span {
@@ -101,59 +174,22 @@ fn whole_ms(duration: Duration) -> Span {
 }
 
 fn basis(load: &LoadSample, line: &Line) -> String {
-    let guest = if load.dirty_window.0.is_zero() {
-        "the guest's writes have not been measured yet".to_owned()
+    let in_use = format!("{} MiB in use", load.used.as_u64() >> 20);
+    let guest = if load.written.is_empty() {
+        format!("{in_use}, the guest's writes have not been measured yet")
     } else {
-        let per_s = load.dirty.as_u64() as f64 / load.dirty_window.0.as_secs_f64() / 1e6;
-        format!("{} MiB in use, {per_s:.1} MB/s written", load.used.as_u64() >> 20)
+        format!("{in_use}, written {}", windows(&load.written).join(", "))
     };
     format!("{guest}; {}", line.basis)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn line(mb_per_s: f64) -> Line {
-        Line { bytes_per_s: mb_per_s * 1e6, overhead: Duration::from_millis(500), basis: "test".into() }
-    }
-
-    fn load(used_mib: u64, dirty_mb_per_s: u64) -> LoadSample {
-        LoadSample {
-            used: Bytes::mib(used_mib),
-            dirty: Bytes(dirty_mb_per_s * 1_000_000),
-            dirty_window: Span::from_secs(1),
-            cpu_milli: 0,
-        }
-    }
-
-    const PAUSE: Duration = Duration::from_millis(300);
-
-    #[test]
-    fn an_idle_guest_takes_one_pass() {
-        let forecast = forecast(&load(256, 0), &line(100.0), PAUSE);
-        assert_eq!(forecast.verdict, Verdict::Fits);
-        assert!((3000..3300).contains(&forecast.total.as_millis()), "{forecast:?}");
-        assert!(forecast.downtime.as_millis() < 30, "{forecast:?}");
-    }
-
-    #[test]
-    fn a_guest_that_writes_faster_than_the_line_is_named_so() {
-        let slow = forecast(&load(4096, 5), &line(100.0), PAUSE);
-        assert_eq!(slow.verdict, Verdict::Fits);
-        let fast = forecast(&load(4096, 300), &line(100.0), PAUSE);
-        assert_eq!(fast.verdict, Verdict::NeedsThrottling);
-        let hopeless = forecast(&load(65536, 50_000), &line(10.0), Duration::from_millis(20));
-        assert!(
-            matches!(hopeless.verdict, Verdict::WillNotConverge | Verdict::NeedsLongerPause),
-            "{hopeless:?}"
-        );
-    }
-
-    #[test]
-    fn more_writes_never_make_a_move_shorter() {
-        let totals: Vec<_> =
-            [0, 5, 20, 50, 80].map(|mb| forecast(&load(1024, mb), &line(125.0), PAUSE).total).to_vec();
-        assert!(totals.is_sorted(), "{totals:?}");
-    }
+/// The newest of each window, the shortest first.
+fn windows(written: &[Written]) -> Vec<String> {
+    let newest: std::collections::BTreeMap<_, _> =
+        written.iter().map(|one| (one.window, one.bytes)).collect();
+    newest.iter().map(|(window, bytes)| format!("{} MiB in {window}", bytes.as_u64() >> 20)).collect()
 }
+
+#[cfg(test)]
+#[path = "forecast_tests.rs"]
+mod tests;

@@ -24,14 +24,12 @@ use crate::placement;
 use crate::route::route;
 use crate::view::{MigrationEntry, Row, View, Vm};
 
+mod patience;
+
 /// Migrations that may leave a host at the same time: two saturate a line and a core without starving each other.
 pub const OUTGOING_MAX: usize = 2;
 /// And arrive.
 pub const INCOMING_MAX: usize = 2;
-/// A target that has not started to listen by then will not: QEMU needs a fraction of a second.
-const PREPARING_MAX: Duration = Duration::from_secs(30);
-/// The same when it makes volumes first, whose images may have to be fetched.
-const PREPARING_VOLUMES_MAX: Duration = Duration::from_secs(3600);
 
 #[must_use]
 pub fn plan(view: &View, now: Timestamp) -> Vec<Action> {
@@ -87,6 +85,7 @@ impl Move<'_> {
             method: String::new(),
             started: self.now,
             since: self.now,
+            called_off: None,
             outcome: None,
         };
         self.admission(&first, false)
@@ -97,6 +96,9 @@ impl Move<'_> {
     fn admission(&self, decision: &MigrationDecision, is_decided: bool) -> Option<Action> {
         if self.wants_cancel() {
             return self.advance(decision, Event::CancelRequested);
+        }
+        if let Some(what) = self.is_overdue() {
+            return self.advance(decision, Event::DeadlinePassed { what });
         }
         if let Some(rival) = self.rival(decision, is_decided) {
             let why = format!("migration {rival} of VM {} is under way", self.spec.vm);
@@ -177,8 +179,10 @@ impl Move<'_> {
     }
 
     fn go_on(&self, decision: &MigrationDecision) -> Option<Action> {
-        let event = self.observe(decision)?;
-        self.advance(decision, event)
+        match self.observe(decision) {
+            Some(event) => self.advance(decision, event),
+            None => self.call_off(decision),
+        }
     }
 
     /// What the reports say has happened since the phase began; the most final first.
@@ -215,9 +219,7 @@ impl Move<'_> {
                 Err(_) => Event::TargetLost { why: format!("the target listens at {at:?}"), next_epoch: 0 },
             });
         }
-        let most = if decision.volumes.is_empty() { PREPARING_MAX } else { PREPARING_VOLUMES_MAX };
-        let late = self.now.since(decision.since) > most;
-        late.then(|| Event::DeadlinePassed { what: format!("the target did not listen within {most:?}") })
+        self.waited_in_vain(decision).map(|what| Event::DeadlinePassed { what })
     }
 
     fn observe_copying(&self, decision: &MigrationDecision) -> Option<Event> {
@@ -230,8 +232,10 @@ impl Move<'_> {
                 return Some(Event::SourceReleased { next_epoch: decision.next_epoch });
             }
             Some(SideState::Kept { why }) => {
+                // What it says of an order to stop is that it was one.
                 let lost = self.vm().and_then(|vm| lost_target(&vm, decision));
-                let why = lost.map_or_else(|| why.clone(), |lost| format!("the target was lost: {lost}"));
+                let lost = lost.map(|lost| format!("the target was lost: {lost}"));
+                let why = lost.or_else(|| decision.called_off.clone()).unwrap_or_else(|| why.clone());
                 return Some(Event::SourceKept { why, cancelled: self.wants_cancel() });
             }
             _ => {}
@@ -444,10 +448,10 @@ impl Move<'_> {
     }
 }
 
-/// The order to stop sending: the same rule for the planner and for the source's assignment.
+/// The order to stop sending, for the source's assignment.
 #[must_use]
-pub fn is_cancelled(spec: &MigrationSpec, vm: &Vm<'_>) -> bool {
-    spec.cancel || !vm.is_wanted()
+pub fn is_cancelled(spec: &MigrationSpec, decision: &MigrationDecision, vm: &Vm<'_>) -> bool {
+    spec.cancel || decision.called_off.is_some() || !vm.is_wanted()
 }
 
 /// Why the target's copy ended, where the source cannot see that: one QEMU notices that the other is gone, the mover waits

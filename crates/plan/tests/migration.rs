@@ -2,6 +2,8 @@
 
 mod world;
 
+use std::time::Duration;
+
 use sterna_base::units::Bytes;
 use sterna_model::host::LinkState;
 use sterna_model::migration::{Outcome, Phase, SideState};
@@ -219,6 +221,54 @@ fn a_cancel_that_comes_too_late_does_not_stop_the_handover() {
     world.report_side("web", "a1", 1, paused(), released());
     world.settle();
     assert_eq!(world.phase("m"), Phase::Resuming { epoch: 2 });
+}
+
+#[test]
+fn a_move_that_still_copies_when_it_should_have_ended_is_called_off_and_the_vm_runs_on() {
+    let mut world = copying();
+    let by = world.now + Duration::from_secs(60);
+    world.finish_by("m", by);
+    world.settle();
+    let order = |world: &World| match role(world, "a1") {
+        Some((1, Role::Owner(owner))) => owner.outgoing.map(|outgoing| outgoing.cancel),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(order(&world), Some(false), "there is time left");
+    world.now = by;
+    world.settle();
+    assert_eq!(order(&world), Some(true));
+    assert!(matches!(world.phase("m"), Phase::Copying { .. }), "the source's answer decides");
+    let kept = SideState::Kept { why: "cancelled".into() };
+    world.report_side("web", "a1", 1, CopyState::Running, Some(("m", kept)));
+    world.report("web", "a2", 2, gone(Exit::Released));
+    world.settle();
+    let Phase::Failed { why } = world.phase("m") else { panic!("{:?}", world.phase("m")) };
+    assert_eq!(why, format!("not finished by {by}, as was asked for"));
+    assert_eq!(world.owner("web"), ("a1".into(), 1));
+}
+
+#[test]
+fn a_source_that_let_go_in_time_is_not_called_back() {
+    let mut world = copying();
+    let by = world.now;
+    world.finish_by("m", by);
+    world.report_side("web", "a1", 1, paused(), released());
+    world.settle();
+    assert_eq!(world.phase("m"), Phase::Resuming { epoch: 2 });
+    world.now = by + Duration::from_secs(3600);
+    world.settle();
+    assert_eq!(world.phase("m"), Phase::Resuming { epoch: 2 }, "past the switchover it goes on");
+}
+
+#[test]
+fn a_move_that_has_no_time_left_ends_before_anything_is_sent() {
+    let mut world = asked();
+    let by = world.now;
+    world.finish_by("m", by);
+    world.settle();
+    let Phase::Failed { why } = world.phase("m") else { panic!("{:?}", world.phase("m")) };
+    assert!(why.contains("not finished by"), "{why}");
+    assert_eq!(world.owner("web"), ("a1".into(), 1));
 }
 
 #[test]

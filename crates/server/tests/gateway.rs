@@ -94,7 +94,7 @@ async fn an_agent_gets_its_assignment_and_its_reports_become_rows() {
 
     // Measurements are shown and not stored.
     let revision = world.store.revision().await.unwrap();
-    let sample = json!({"type": "samples", "vms": {"web": {"used": "100MiB", "dirty": "1MiB", "dirty_window": "1s", "cpu_milli": 10}},
+    let sample = json!({"type": "samples", "vms": {"web": {"used": "100MiB", "written": [{"window": "1s", "bytes": "1MiB"}], "cpu_milli": 10}},
         "host": {"cpu_milli": 700, "memory_used": "1GiB", "pool_free": {}}});
     assert_eq!(
         a1.report(json!([sample, {"type": "of-a-newer-agent", "x": 1}])).await,

@@ -1,6 +1,7 @@
 //! The agent's port to fake QEMUs: takes its time, and does nothing for an agent that is dead.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use sterna_agent::hypervisor::{
     Blueprint, Figures, Guest, GuestError, Happenings, Hypervisor, Limits, Look, Pause, Run, SpawnFailed,
@@ -376,7 +377,7 @@ impl Guest for Held {
         self.tell(|_| Ok(())).await
     }
 
-    async fn load(&self, _dirty: bool) -> Result<LoadSample, GuestError> {
+    async fn load(&self, _window: Option<Duration>) -> Result<LoadSample, GuestError> {
         self.tell(|_| Ok(LoadSample::default())).await
     }
 }

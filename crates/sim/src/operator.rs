@@ -148,6 +148,7 @@ impl World {
             vm: name(vm),
             to: to.map(host_name),
             max_downtime: Span::from_millis(300),
+            finish_by: None,
             cancel: false,
             forecast: None,
             asked_by: "person".to_owned(),

@@ -262,7 +262,7 @@ fn ten_moves_there_and_back_lose_no_request() -> Result<()> {
 /// Orders a move and waits until it is in this phase.
 async fn moving(world: &World, vm: &Vm, to: Host, phase: &str) -> Result<Migration> {
     let order =
-        Move { to: Some(name(&to.name())), max_downtime: Some(Span::from_millis(10)), to_datacentre: None };
+        Move { to: Some(name(&to.name())), max_downtime: Some(Span::from_millis(10)), ..Move::default() };
     let answer = world.user.client.vms().migrate(vm.name(), &order).await?;
     in_phase(world, &answer.migration.context("no migration")?, phase).await
 }
@@ -353,7 +353,7 @@ fn a_host_that_lacks_the_pool_is_refused_with_the_reason() -> Result<()> {
             "{}",
             refusal.message
         );
-        let outlook = world.user.client.vms().forecast(vm.name(), order.to.as_ref()).await?;
+        let outlook = world.user.client.vms().forecast(vm.name(), &order).await?;
         ensure!(outlook.reasons.iter().any(|reason| reason.contains(&sentence)), "{:?}", outlook.reasons);
         let told = sterna(world, &format!("vm migrate {SHARED} --to {}", far.name()));
         ensure!(told.code == 1 && told.talk.contains(&sentence), "{told:?}");

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
 use sterna_base::units::{Bytes, Span};
-use sterna_model::forecast::LoadSample;
+use sterna_model::forecast::{LoadSample, Written};
 use sterna_model::migration::Progress;
 use sterna_qemu::qmp::client::{Error, Heard};
 use sterna_qemu::qmp::event::Event;
@@ -33,10 +33,9 @@ const THROTTLE_INCREMENT: u8 = 10;
 const THROTTLE_MAX: u8 = 99;
 /// Switches learn at the first announcement; the others are for those that were lost.
 const ANNOUNCEMENT: Announcement = Announcement { initial_ms: 10, max_ms: 200, rounds: 5, step_ms: 40 };
-/// A forecast wants the rate over a short time; old QEMU measures whole seconds.
-const DIRTY_PERIOD: Duration = Duration::from_millis(100);
-const DIRTY_PERIOD_OLD: Duration = Duration::from_secs(1);
-const DIRTY_POLL: Duration = Duration::from_millis(50);
+/// A guest's writes over a time are known at its end, give or take a busy host.
+const WRITTEN_LATE: Duration = Duration::from_secs(5);
+const WRITTEN_POLL: Duration = Duration::from_millis(50);
 /// The guest's console is kept up to this, on tmpfs; QEMU itself never trims it.
 const SERIAL_LOG_MAX: u64 = 1 << 20;
 
@@ -131,21 +130,21 @@ impl QemuGuest {
         self.schema.get_or_try_init(|| self.client.query_schema()).await
     }
 
-    async fn dirty(&self) -> Result<(Bytes, Span), Error> {
-        let schema = self.schema().await?;
-        let knows_ms = schema.has_argument("calc-dirty-rate", "calc-time-unit");
-        let period = if knows_ms { DIRTY_PERIOD } else { DIRTY_PERIOD_OLD };
-        self.client.calc_dirty_rate(schema, period).await?;
-        let deadline = Instant::now() + period + DIRTY_PERIOD_OLD * 5;
+    /// `None`: QEMU gave no answer in time. Always by hashing samples, which disturbs no guest and works everywhere.
+    async fn written(&self, window: Duration) -> Result<Option<Written>, GuestError> {
+        self.client.calc_dirty_rate(self.schema().await?, window).await?;
+        let deadline = Instant::now() + window + WRITTEN_LATE;
+        tokio::time::sleep(window).await;
         while Instant::now() < deadline {
-            tokio::time::sleep(DIRTY_POLL).await;
             let rate = self.client.query_dirty_rate().await?;
             if let (true, Some(mib)) = (rate.is_measured(), rate.dirty_rate) {
-                let bytes = (mib << 20).saturating_mul(Span(period).as_millis()) / 1000;
-                return Ok((Bytes(bytes), Span(period)));
+                let window = Span(window);
+                let bytes = (mib << 20).saturating_mul(window.as_millis()) / 1000;
+                return Ok(Some(Written { window, bytes: Bytes(bytes) }));
             }
+            tokio::time::sleep(WRITTEN_POLL).await;
         }
-        Ok((Bytes::default(), Span::default()))
+        Ok(None)
     }
 
     fn signal(&self, signal: Signal) -> Result<(), GuestError> {
@@ -391,14 +390,18 @@ impl Guest for QemuGuest {
         Ok(self.client.block_resize(&super::blueprint::node_of(index), size.as_u64()).await?)
     }
 
-    async fn load(&self, dirty: bool) -> Result<LoadSample, GuestError> {
+    async fn load(&self, window: Option<Duration>) -> Result<LoadSample, GuestError> {
         trim(&self.directory.join(super::SERIAL_LOG));
         let unclear = |error: std::io::Error| GuestError::Unclear(format!("/proc: {error}"));
-        let (dirty, dirty_window) = if dirty { self.dirty().await? } else { Default::default() };
+        let written = match window {
+            Some(window) => self.written(window).await?,
+            None => None,
+        };
         let (cpu, _) = process::usage(self.pid).map_err(unclear)?;
         // What a first pass has to carry is the guest's memory that was ever touched, not QEMU's own.
         let memory = process::largest_mapping(self.pid).map_err(unclear)?;
-        Ok(LoadSample { used: Bytes(memory), dirty, dirty_window, cpu_milli: self.cpu_milli(cpu) })
+        let written = Vec::from_iter(written);
+        Ok(LoadSample { used: Bytes(memory), written, cpu_milli: self.cpu_milli(cpu) })
     }
 }
 

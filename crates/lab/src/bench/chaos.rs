@@ -176,7 +176,7 @@ async fn hold(world: &World, vm: &Vm, (source, target): (Host, Host), moment: Mo
         at_target.signal(Signal::STOP);
     }
     let to = Some(Name::new(&target.name())?);
-    let order = Move { to, max_downtime: Some(Span::from_millis(300)), to_datacentre: None };
+    let order = Move { to, max_downtime: Some(Span::from_millis(300)), ..Move::default() };
     let answer = world.user.client.vms().migrate(vm.name(), &order).await;
     let migration = match answer {
         Ok(answer) => answer.migration.context("the server named no migration")?,

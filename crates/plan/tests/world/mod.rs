@@ -266,11 +266,19 @@ impl World {
                 vm: name(vm),
                 to: to.map(name),
                 max_downtime: Span::from_millis(300),
+                finish_by: None,
                 cancel: false,
                 forecast: None,
                 asked_by: "person".into(),
             },
         );
+    }
+
+    /// The move has until then.
+    pub fn finish_by(&mut self, migration: &str, at: Timestamp) {
+        let mut object = (*self.view.migrations[&name(migration)].spec.as_ref().unwrap().value).clone();
+        object.spec.finish_by = Some(at);
+        self.put(Key::spec(Kind::Migration, &name(migration)), &object);
     }
 
     pub fn cancel(&mut self, migration: &str) {

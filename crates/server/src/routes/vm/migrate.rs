@@ -1,18 +1,18 @@
 //! Moving a VM: the order, what it would take, and the moves of the past.
 
-use std::time::Duration;
-
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
-use sterna_base::units::{Bytes, Span};
+use sterna_base::clock::Timestamp;
+use sterna_base::units::Span;
 use sterna_model::error::{Code, Error};
-use sterna_model::forecast::{Forecast, LoadSample};
+use sterna_model::forecast::{Forecast, LoadSample, Past};
 use sterna_model::key::Kind;
 use sterna_model::meta::{Labels, Name};
 use sterna_model::migration::MigrationSpec;
 use sterna_model::operation::Goal;
+use sterna_plan::forecast::past::past;
 use sterna_plan::forecast::{Line, forecast};
 use sterna_plan::view::{Host, Vm};
 use sterna_plan::{View, capacity, check, drain};
@@ -26,7 +26,7 @@ use crate::auth::Actor;
 use crate::body::{OptionalBody, PathName, Words};
 use crate::error::{Answer, Refusal, refuse};
 use crate::list::{self, Page};
-use crate::shown::{Migration, Migrations, Operation, Vms};
+use crate::shown::{Hosts, Migration, Migrations, Operation, Vms};
 use crate::write::{new_meta, operation, put_new, refer, started};
 
 /// Pauses that a person may ask for.
@@ -47,6 +47,9 @@ struct Move {
     /// The longest pause of the guest that is accepted.
     #[schema(value_type = Option<String>, example = "300ms")]
     max_downtime: Option<Span>,
+    /// A duration from now, or a time. Refused when it is not expected to be met; called off when it is not.
+    #[schema(example = "2h")]
+    finish_by: Option<String>,
 }
 
 /// A move that was ordered.
@@ -65,6 +68,16 @@ struct Outlook {
     forecast: Option<Forecast>,
     /// Reasons against the move; empty: it may go.
     reasons: Vec<String>,
+    /// How far off earlier forecasts of this VM were, the latest first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    past: Vec<Past>,
+}
+
+/// Where a move goes.
+struct Aim<'a> {
+    /// `None`: control chooses, most likely `host`.
+    to: Option<Name>,
+    host: Host<'a>,
 }
 
 /// Moves a running VM to another host while it runs.
@@ -77,29 +90,31 @@ async fn migrate(
     PathName(name): PathName,
     OptionalBody(order): OptionalBody<Move>,
 ) -> Answer<(StatusCode, Json<Ordered>)> {
-    let max_downtime = order.max_downtime.unwrap_or(DOWNTIME);
-    if !(DOWNTIME_MIN..=DOWNTIME_MAX).contains(&max_downtime) {
-        return Err(refuse(Code::Invalid, format!("max_downtime {max_downtime} is not allowed"))
-            .hint(format!("use {DOWNTIME_MIN} to {DOWNTIME_MAX}")));
-    }
     let now = app.now();
+    let max_downtime = allowed_downtime(order.max_downtime)?;
+    let finish_by = order.finish_by.as_deref().map(|text| deadline(text, now)).transpose()?;
     let view = app.view();
     let vm = find(&view, &name)?;
     not_migrating(&view, &name)?;
-    let to = target(&view, &vm, order.to.as_ref(), order.to_datacentre.as_ref())?;
-    let expected = forecast(&load(&app, &vm), &line(&view), max_downtime.0);
+    let aim = aim(&view, &vm, order.to.as_ref(), order.to_datacentre.as_ref())?;
+    let estimate = Estimate::new(&app, (&view, &vm), &aim.host, max_downtime);
+    if let Some(late) = finish_by.and_then(|by| estimate.is_late(now, by)) {
+        return Err(unmet(&[late]));
+    }
+    let to = aim.to;
     let migration = drain::free_name(&view, &vm)
         .ok_or_else(|| refuse(Code::WrongState, format!("vm {name} has too many recorded migrations")))?;
     let mut txn = refer::<Vms>(&view, Txn::new(), &name)?;
     if let Some(to) = &to {
-        txn = refer::<crate::shown::Hosts>(&view, txn, to)?;
+        txn = refer::<Hosts>(&view, txn, to)?;
     }
     let spec = MigrationSpec {
         vm: name.clone(),
         to,
         max_downtime,
+        finish_by,
         cancel: false,
-        forecast: Some(expected),
+        forecast: Some(estimate.forecast),
         asked_by: actor.name.clone(),
     };
     let meta = new_meta(migration.clone(), Labels::new(), String::new(), now)?;
@@ -134,15 +149,42 @@ fn someone_was_faster(refusal: Refusal, vm: &Name) -> Refusal {
     refusal
 }
 
-/// The host asked for, or the roomiest of the datacentre asked for; `None`: control chooses. Refuses what cannot be.
-fn target(view: &View, vm: &Vm<'_>, to: Option<&Name>, to_datacentre: Option<&Name>) -> Answer<Option<Name>> {
+fn allowed_downtime(asked: Option<Span>) -> Answer<Span> {
+    let max_downtime = asked.unwrap_or(DOWNTIME);
+    if (DOWNTIME_MIN..=DOWNTIME_MAX).contains(&max_downtime) {
+        return Ok(max_downtime);
+    }
+    Err(refuse(Code::Invalid, format!("max_downtime {max_downtime} is not allowed"))
+        .hint(format!("use {DOWNTIME_MIN} to {DOWNTIME_MAX}")))
+}
+
+/// `2h` from now, or a time of its own.
+fn deadline(text: &str, now: Timestamp) -> Answer<Timestamp> {
+    let by = match (text.parse::<Span>(), text.parse::<Timestamp>()) {
+        (Ok(span), _) => now + span.0,
+        (_, Ok(at)) => at,
+        (Err(_), Err(_)) => {
+            let text: String = text.chars().take(60).collect();
+            return Err(refuse(Code::Invalid, format!("finish_by {text:?} is no duration and no time"))
+                .hint("write 90s, 30m or 2h from now, or a time such as 2026-11-22T12:00:00Z"));
+        }
+    };
+    if by <= now {
+        return Err(refuse(Code::Invalid, format!("finish_by {by} has passed")).hint("give it time"));
+    }
+    Ok(by)
+}
+
+/// Towards the host asked for, or the roomiest of the datacentre asked for. Refuses what cannot be.
+fn aim<'a>(view: &'a View, vm: &Vm<'_>, to: Option<&Name>, to_datacentre: Option<&Name>) -> Answer<Aim<'a>> {
     if let Some(to) = to {
         let elsewhere = |host: Host<'_>| to_datacentre.is_some_and(|asked| *asked != host.spec.datacentre);
         if view.host(to).is_some_and(elsewhere) {
             return Err(refuse(Code::Invalid, format!("host {to} is not in the datacentre asked for")));
         }
         check::migration(view, vm, to).map_err(|reasons| unmet(&reasons))?;
-        return Ok(Some(to.clone()));
+        let host = view.host(to).ok_or_else(|| list::not_found::<Hosts>(to))?;
+        return Ok(Aim { to: Some(to.clone()), host });
     }
     check::can_leave(view, vm).map_err(|reason| unmet(&[reason]))?;
     let home = vm.decision().and_then(|decision| view.host(&decision.owner.host));
@@ -153,8 +195,7 @@ fn target(view: &View, vm: &Vm<'_>, to: Option<&Name>, to_datacentre: Option<&Na
     let fits = candidates().filter(|host| check::arrive(view, vm, host).is_none());
     let best = fits.max_by_key(|host| (capacity::free_memory(view, host), std::cmp::Reverse(host.name)));
     match (best, to_datacentre) {
-        (Some(best), Some(_)) => Ok(Some(best.name.clone())),
-        (Some(_), None) => Ok(None),
+        (Some(host), asked) => Ok(Aim { to: asked.map(|_| host.name.clone()), host }),
         (None, _) => {
             let why = |host: Host<'_>| {
                 check::arrive(view, vm, &host).map(|why| format!("host {}: {why}", host.name))
@@ -174,61 +215,66 @@ fn unmet(reasons: &[String]) -> Refusal {
         .hint("`sterna vm forecast VM --to HOST` tells for each host")
 }
 
-/// What a move to a host would take now, or why it cannot be.
+/// What a move would take now, or why it cannot be.
 #[utoipa::path(get, path = "/v1/vms/{name}/forecast", tag = "vm", operation_id = "vm_forecast",
-    params(("name" = Name, Path), ("to" = Option<String>, Query), ("max_downtime" = Option<String>, Query)),
+    params(("name" = Name, Path), ("to" = Option<String>, Query), ("to_datacentre" = Option<String>, Query),
+        ("max_downtime" = Option<String>, Query), ("finish_by" = Option<String>, Query)),
     responses((status = 200, body = Outlook), (status = "default", body = Error)))]
 async fn outlook(State(app): State<App>, PathName(name): PathName, words: Words) -> Answer<Json<Outlook>> {
-    words.only(&["to", "max_downtime"])?;
-    let max_downtime = words.parsed::<Span>("max_downtime")?.unwrap_or(DOWNTIME);
-    let to = words.parsed::<Name>("to")?;
+    words.only(&["to", "to_datacentre", "max_downtime", "finish_by"])?;
+    let now = app.now();
+    let max_downtime = allowed_downtime(words.parsed("max_downtime")?)?;
+    let finish_by = words.parsed::<String>("finish_by")?;
+    let finish_by = finish_by.as_deref().map(|text| deadline(text, now)).transpose()?;
+    let (to, to_datacentre) = (words.parsed::<Name>("to")?, words.parsed::<Name>("to_datacentre")?);
     let view = app.view();
     let vm = find(&view, &name)?;
-    let target = match &to {
-        Some(to) => check::migration(&view, &vm, to).map(|()| Some(to.clone())),
-        None => target(&view, &vm, None, None).map_err(|refusal| vec![refusal.0.message]),
+    let past = past(&view, &vm);
+    let aim = match aim(&view, &vm, to.as_ref(), to_datacentre.as_ref()) {
+        Ok(aim) => aim,
+        Err(refusal) => {
+            // What stands against it may pass: what it would take is worth knowing all the same.
+            let host = to.as_ref().and_then(|to| view.host(to));
+            let forecast = host.map(|host| Estimate::new(&app, (&view, &vm), &host, max_downtime).forecast);
+            return Ok(Json(Outlook { to, forecast, reasons: vec![refusal.0.message], past }));
+        }
     };
-    let (to, reasons) = match target {
-        Ok(target) => (target, Vec::new()),
-        Err(reasons) => (to, reasons),
-    };
-    let forecast = forecast(&load(&app, &vm), &line(&view), max_downtime.0);
-    Ok(Json(Outlook { to, forecast: Some(forecast), reasons }))
+    let estimate = Estimate::new(&app, (&view, &vm), &aim.host, max_downtime);
+    let reasons = Vec::from_iter(finish_by.and_then(|by| estimate.is_late(now, by)));
+    Ok(Json(Outlook { to: aim.to, forecast: Some(estimate.forecast), reasons, past }))
+}
+
+/// What a move would take.
+struct Estimate {
+    forecast: Forecast,
+    /// The same if nothing of its volumes were in use.
+    at_best: Span,
+}
+
+impl Estimate {
+    fn new(app: &App, (view, vm): (&View, &Vm<'_>), host: &Host<'_>, max_downtime: Span) -> Self {
+        let load = load(app, vm);
+        let line = Line::to(view, vm, host, load.used);
+        let at_best = forecast(&load, &line.at_best(), max_downtime.0).total;
+        Self { forecast: forecast(&load, &line, max_downtime.0), at_best }
+    }
+
+    /// Why it cannot end in time. What only may take too long is tried: it is called off if it does.
+    fn is_late(&self, now: Timestamp, by: Timestamp) -> Option<String> {
+        let late = self.at_best.0.checked_sub(by.since(now)).filter(|late| !late.is_zero())?;
+        Some(format!(
+            "it would end {} after {by}: it is expected to take {} ({})",
+            Span(late),
+            self.at_best,
+            self.forecast.basis
+        ))
+    }
 }
 
 /// The newest measurement, or the worst that can be without one: all memory in use.
 fn load(app: &App, vm: &Vm<'_>) -> LoadSample {
     let memory = vm.decision().map_or(vm.spec.memory, |decision| decision.hardware.memory);
-    app.samples.vm(vm.name).unwrap_or(LoadSample {
-        used: memory,
-        dirty: Bytes(0),
-        dirty_window: Span::from_secs(1),
-        cpu_milli: 0,
-    })
-}
-
-/// From the order to the first byte and from the last to the end: a process that starts and one that is reaped.
-const OVERHEAD: Duration = Duration::from_millis(500);
-/// 1 Gbit/s, as TCP carries it.
-const ASSUMED_BYTES_PER_S: f64 = 110e6;
-
-/// The fastest that past migrations got through; without any, an assumption that is said to be one.
-fn line(view: &View) -> Line {
-    let outcomes = view.migrations.values().filter_map(|entry| entry.decision.as_ref()?.outcome.as_ref());
-    let measured: Vec<f64> = outcomes
-        .filter_map(|outcome| {
-            let sending = outcome.total?.0.saturating_sub(OVERHEAD);
-            let enough = outcome.bytes.as_u64() > 0 && sending > OVERHEAD / 5;
-            enough.then(|| outcome.bytes.as_u64() as f64 / sending.as_secs_f64())
-        })
-        .collect();
-    let best = measured.iter().copied().fold(0.0, f64::max);
-    let (bytes_per_s, basis) = if best > 0.0 {
-        (best, format!("the fastest of {} past migrations", measured.len()))
-    } else {
-        (ASSUMED_BYTES_PER_S, "no migration was measured yet; 1 Gbit/s assumed".to_owned())
-    };
-    Line { bytes_per_s, overhead: OVERHEAD, basis }
+    app.samples.vm(vm.name).unwrap_or(LoadSample { used: memory, ..LoadSample::default() })
 }
 
 /// The moves of the past, the latest first.

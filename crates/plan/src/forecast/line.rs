@@ -1,0 +1,204 @@
+//! What a VM would move over: how fast, how far, and what a page costs on the way.
+//!
+//! Reads: the route of the move, what past moves between the same two datacentres took. What nobody has measured is
+//! assumed, and is said to be.
+
+use std::time::Duration;
+
+use sterna_base::units::Bytes;
+use sterna_model::meta::Name;
+use sterna_model::migration::{MigrationDecision, Outcome, Phase, Via, VolumeMove};
+
+use crate::route::{Route, route};
+use crate::view::{Host, View, Vm};
+
+/// From the order to the first byte and from the last to the end: a process that starts and one that is reaped.
+const OVERHEAD: Duration = Duration::from_millis(500);
+/// 1 Gbit/s, as TCP carries it, inside a datacentre.
+const ASSUMED_NEAR: f64 = 110e6;
+/// 100 Mbit/s between two.
+const ASSUMED_FAR: f64 = 11e6;
+const ASSUMED_ROUND_TRIP: Duration = Duration::from_millis(30);
+/// Setting up connections and agreeing on what both sides have.
+const ROUND_TRIPS_BEFORE: u32 = 6;
+/// What zstd and pages known by their hash make of memory in use: measured on a Linux guest with caches and programs.
+const ASSUMED_FIRST: f64 = 0.43;
+/// What a page costs that is sent again, as its difference: some 96 bytes of 4096 where little of it changed. A page that
+/// is written in full costs as much as in the first pass.
+const ASSUMED_AGAIN: f64 = 0.023;
+/// The mover keeps no less, and no more than 1.2 round trips' worth, waiting for the line.
+const QUEUE: f64 = (1 << 20) as f64;
+const QUEUE_ROUND_TRIPS: f64 = 1.2;
+/// Two commits that stand between the guest's stop and its running on: 0.3 to 6 ms each, measured.
+const COMMIT: Duration = Duration::from_millis(10);
+/// Of a volume with an older copy at the target so much goes again. Nobody knows before the copies have been compared.
+const AGAIN_OF_VOLUME: f64 = 0.05;
+/// Moves that tell of a line: older ones may tell of another one.
+const RECENT: usize = 10;
+/// A shorter transfer tells more of the overhead than of the line.
+const TELLING: Bytes = Bytes::mib(4);
+const TELLING_TIME: Duration = Duration::from_millis(100);
+
+/// What carries the memory, and what goes with it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Line {
+    /// Bytes a second that a migration gets through.
+    pub bytes_per_s: f64,
+    pub round_trip: Duration,
+    /// From the order to the first byte, plus from the last to the end.
+    pub overhead: Duration,
+    /// What a change of owner adds to the pause.
+    pub commit: Duration,
+    /// Waits for the line when the guest stops.
+    pub queue: Bytes,
+    /// Bytes on the line per byte of memory in use, in the first pass.
+    pub cost_first: f64,
+    /// The same for pages that were written meanwhile.
+    pub cost_again: f64,
+    /// Volumes that go along: what they take at the most.
+    pub volumes: Bytes,
+    /// The speed is that of moves of the past.
+    pub is_measured: bool,
+    /// What memory costs is known, not assumed.
+    pub is_cost_known: bool,
+    /// Where these come from, in words.
+    pub basis: String,
+}
+
+impl Line {
+    /// Nothing is known but the way.
+    #[must_use]
+    pub fn assumed(via: Via, is_far: bool) -> Self {
+        let (bytes_per_s, round_trip) =
+            if is_far { (ASSUMED_FAR, ASSUMED_ROUND_TRIP) } else { (ASSUMED_NEAR, Duration::ZERO) };
+        let is_carried = via == Via::Mover;
+        let waiting = QUEUE.max(bytes_per_s * round_trip.as_secs_f64() * QUEUE_ROUND_TRIPS);
+        Self {
+            bytes_per_s,
+            round_trip,
+            overhead: OVERHEAD + round_trip * ROUND_TRIPS_BEFORE,
+            commit: if is_carried { COMMIT } else { Duration::ZERO },
+            queue: Bytes(if is_carried { waiting as u64 } else { 0 }),
+            cost_first: if is_carried { ASSUMED_FIRST } else { 1.0 },
+            cost_again: if is_carried { ASSUMED_AGAIN } else { 1.0 },
+            volumes: Bytes::default(),
+            is_measured: false,
+            is_cost_known: !is_carried,
+            basis: String::new(),
+        }
+    }
+
+    /// The way of a running VM to a host. `used`: its memory, as it is now.
+    #[must_use]
+    pub fn to(view: &View, vm: &Vm<'_>, host: &Host<'_>, used: Bytes) -> Self {
+        let home = vm.decision().and_then(|decision| view.host(&decision.owner.host));
+        let there = &host.spec.datacentre;
+        let here = home.map_or_else(|| there.clone(), |home| home.spec.datacentre.clone());
+        let is_far = here != *there;
+        // Whoever may not go there is told why by the order; what it would take does not depend on it.
+        let fallback =
+            |why| Route { via: if is_far { Via::Mover } else { Via::Direct }, volumes: vec![], why };
+        let way = route(view, vm, host).unwrap_or_else(fallback);
+        let mut line = Self::assumed(way.via, is_far);
+        let mut basis = vec![line.take_speed(view, way.via, (&here, there))];
+        if way.via == Via::Mover {
+            basis.push(line.take_cost(view, vm, (&here, there), used));
+        }
+        if !way.volumes.is_empty() {
+            line.volumes = Bytes(way.volumes.iter().map(|it| at_most(view, it)).sum());
+            basis.push(format!("volumes take {} MiB at the most", line.volumes.as_u64() >> 20));
+        }
+        line.basis = basis.join("; ");
+        line
+    }
+
+    /// The same without what may turn out to be less: how much of its volumes is in use is known only on the way.
+    #[must_use]
+    pub fn at_best(&self) -> Self {
+        Self { volumes: Bytes::default(), ..self.clone() }
+    }
+
+    /// The fastest that recent moves got through; a slower one may have been held up by something else.
+    fn take_speed(&mut self, view: &View, via: Via, (here, there): (&Name, &Name)) -> String {
+        let speeds: Vec<_> =
+            recent(view, |decision| decision.via == via && joins(view, decision, here, there))
+                .iter()
+                .filter_map(|(_, outcome)| speed(outcome, self.overhead))
+                .collect();
+        let between = if here == there {
+            format!("in datacentre {here}")
+        } else {
+            format!("between datacentres {here} and {there}")
+        };
+        let Some(best) = speeds.iter().copied().max_by(f64::total_cmp) else {
+            let mbit = if here == there { "1 Gbit/s" } else { "100 Mbit/s and 30 ms" };
+            return format!("no move {between} was measured yet: {mbit} assumed");
+        };
+        self.bytes_per_s = best;
+        self.is_measured = true;
+        if self.queue.as_u64() > 0 {
+            let waiting = QUEUE.max(best * self.round_trip.as_secs_f64() * QUEUE_ROUND_TRIPS);
+            self.queue = Bytes(waiting as u64);
+        }
+        let far = if here == there { "" } else { ", 30 ms round trip assumed" };
+        format!("{:.1} MB/s, the fastest of {} recent moves {between}{far}", best / 1e6, speeds.len())
+    }
+
+    /// What its last move there made of its memory: both sides then knew as much of each other as they do now, or less.
+    fn take_cost(&mut self, view: &View, vm: &Vm<'_>, (here, there): (&Name, &Name), used: Bytes) -> String {
+        let alike = |decision: &MigrationDecision| {
+            let went = goes(view, decision);
+            decision.via == Via::Mover && decision.volumes.is_empty() && went == Some((here, there))
+        };
+        let own = |name: &Name| view.index.migrations_by_vm.of(vm.name).any(|other| other == name);
+        let moves = recent(view, alike);
+        let last = moves.iter().find(|(name, _)| own(name));
+        match last.filter(|_| used.as_u64() > 0) {
+            Some((name, outcome)) => {
+                let share = outcome.bytes.as_u64() as f64 / used.as_u64() as f64;
+                self.cost_first = share.min(1.0);
+                self.is_cost_known = true;
+                let percent = self.cost_first * 100.0;
+                format!("memory packed to {percent:.1} %, as in its move {name}")
+            }
+            None => format!("memory packed to {:.0} % assumed", self.cost_first * 100.0),
+        }
+    }
+}
+
+/// Moves that succeeded and were measured, the latest first.
+fn recent(view: &View, wanted: impl Fn(&MigrationDecision) -> bool) -> Vec<(&Name, &Outcome)> {
+    let decided = view.migrations.iter().filter_map(|(name, entry)| Some((name, entry.decision.as_ref()?)));
+    let mut moves: Vec<_> = decided
+        .filter(|(_, decision)| decision.phase == Phase::Succeeded && wanted(decision))
+        .filter_map(|(name, decision)| Some((decision.started, name, decision.value.outcome.as_ref()?)))
+        .collect();
+    moves.sort_unstable_by_key(|(started, name, _)| std::cmp::Reverse((*started, *name)));
+    moves.truncate(RECENT);
+    moves.into_iter().map(|(_, name, outcome)| (name, outcome)).collect()
+}
+
+/// The datacentres from and to which it went, as far as both hosts are still there.
+fn goes<'a>(view: &'a View, decision: &MigrationDecision) -> Option<(&'a Name, &'a Name)> {
+    let of = |host: &Option<Name>| Some(&view.host(host.as_ref()?)?.spec.datacentre);
+    Some((of(&decision.source)?, of(&decision.target)?))
+}
+
+/// In either direction: it is the same line.
+fn joins(view: &View, decision: &MigrationDecision, here: &Name, there: &Name) -> bool {
+    goes(view, decision).is_some_and(|went| went == (here, there) || went == (there, here))
+}
+
+fn speed(outcome: &Outcome, overhead: Duration) -> Option<f64> {
+    let sending = outcome.total?.0.saturating_sub(overhead);
+    let is_telling = outcome.bytes >= TELLING && sending > TELLING_TIME;
+    is_telling.then(|| outcome.bytes.as_u64() as f64 / sending.as_secs_f64())
+}
+
+/// Its whole size, unless an older copy of it lies where it goes.
+fn at_most(view: &View, moving: &VolumeMove) -> u64 {
+    let decision = view.volumes.get(&moving.volume).and_then(|entry| entry.decision.as_ref());
+    let size = decision.map_or(0, |decision| decision.size.as_u64());
+    let has_been_there = decision.is_some_and(|decision| decision.former.contains(&moving.to));
+    if has_been_there { (size as f64 * AGAIN_OF_VOLUME) as u64 } else { size }
+}
