@@ -9,6 +9,8 @@ pub mod case;
 pub mod disk;
 /// Finished rows.
 pub mod kept;
+/// Lines that are cut, slow, long or lossy.
+pub mod line;
 /// Line, guests, moves.
 pub mod rig;
 /// A connection that outlives a move.
@@ -25,7 +27,7 @@ use super::table::Table;
 use super::world::World;
 
 /// In the order in which they run.
-pub const ROWS: [&str; 4] = ["case-r", "return", "disk", "tcp"];
+pub const ROWS: [&str; 6] = ["case-r", "return", "outage", "slow", "disk", "tcp"];
 
 /// What is wanted.
 #[derive(Debug, Clone)]
@@ -89,6 +91,8 @@ async fn row(rig: &Rig<'_>, name: &str, repeats: usize) -> Result<Table> {
     match name {
         "case-r" => case::case_r(rig, repeats).await,
         "return" => case::way_back(rig, repeats).await,
+        "outage" => line::outage(rig, repeats).await,
+        "slow" => line::slow(rig, repeats).await,
         "disk" => disk::disk(rig, repeats).await,
         "tcp" => tcp::tcp(rig, repeats).await,
         _ => bail!("there is no row `{name}`"),
