@@ -79,14 +79,15 @@ pub fn server_answers(lab: &Lab) -> bool {
 }
 
 /// The other datacentres, the folder that the hosts of each datacentre share, and the local pool that every installation begins
-/// with, moved into the lab's folder.
+/// with, moved into each host's folder.
 pub fn apply_objects(lab: &Lab) -> Result<()> {
     let pool = |site: Site| {
         let kind = json!({ "type": "shared-dir", "path": lab.shared(site) });
         json!({ "kind": "pool", "name": format!("shared-{}", site.letter()),
                 "spec": { "kind": kind, "datacentre": site.letter().to_string(), "default": true } })
     };
-    let local = json!({ "type": "dir", "path": lab.dir.join("local") });
+    // Below each host's own folder: hosts of one machine share no disk either.
+    let local = json!({ "type": "dir", "path": "local" });
     let local = json!({ "kind": "pool", "name": "default", "spec": { "kind": local, "default": false } });
     let others = lab.datacentres.iter().filter(|site| **site != lab.home());
     let others =

@@ -85,10 +85,8 @@ fn shim(args: &[OsString]) -> ExitCode {
 const SERVICE_NICE: i32 = -10;
 
 fn carry_out(task: Task) -> ExitCode {
-    let is_service = matches!(
-        task,
-        Task::Machine(Machine::ServerRun(_) | Machine::Agent(AgentVerb::Run(_)), _)
-    );
+    let is_service =
+        matches!(task, Task::Machine(Machine::ServerRun(_) | Machine::Agent(AgentVerb::Run(_)), _));
     // Before there is a second thread, which would keep the old one. Where it is not allowed, moves take longer.
     if is_service && let Err(error) = rustix::process::setpriority_process(None, SERVICE_NICE) {
         eprintln!("no priority over guests: {error}");

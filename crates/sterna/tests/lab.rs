@@ -338,16 +338,18 @@ fn a_move_cannot_be_cancelled_once_the_guest_was_handed_over() -> Result<()> {
 }
 
 #[test]
-fn a_host_that_lacks_the_pool_is_refused_with_the_reason() -> Result<()> {
+fn a_host_outside_the_vms_place_is_refused_with_the_reason() -> Result<()> {
     lab_world::run(&PLOT, async |world| {
-        let (vm, host) = serving(world, SHARED).await?;
+        let (vm, host) = serving(world, "pinned").await?;
         let far = world.lab.hosts().find(|other| other.site != host.site).unwrap();
-        let pool = format!("shared-{}", host.site.letter());
+        let datacentre = host.site.letter().to_string();
+        let place = serde_json::json!({ "place": { "datacentre": datacentre } });
+        world.user.client.vms().patch(vm.name(), &sterna_client::object::Patch::of(place)).await?;
         let order = Move { to: Some(name(&far.name())), ..Move::default() };
         let refused = world.user.client.vms().migrate(vm.name(), &order).await;
         let Err(Error::Refused(refusal)) = refused else { anyhow::bail!("not refused: {refused:?}") };
         ensure!(refusal.code == Code::Unmet && refusal.code.http_status() == 409, "{refusal:?}");
-        let sentence = format!("pool {pool} is not reachable there");
+        let sentence = format!("the VM is pinned to datacentre {datacentre}");
         ensure!(
             refusal.message.contains(&sentence) && refusal.message.contains(&far.name()),
             "{}",
@@ -355,7 +357,7 @@ fn a_host_that_lacks_the_pool_is_refused_with_the_reason() -> Result<()> {
         );
         let outlook = world.user.client.vms().forecast(vm.name(), &order).await?;
         ensure!(outlook.reasons.iter().any(|reason| reason.contains(&sentence)), "{:?}", outlook.reasons);
-        let told = sterna(world, &format!("vm migrate {SHARED} --to {}", far.name()));
+        let told = sterna(world, &format!("vm migrate pinned --to {}", far.name()));
         ensure!(told.code == 1 && told.talk.contains(&sentence), "{told:?}");
         Ok(())
     })

@@ -246,6 +246,10 @@ pub async fn tidy(client: &Client) -> Result<(), Error> {
 /// Opens the target's disks to its mover.
 pub(super) async fn export(client: &Client, directory: &Path, carry: &Carry) -> Result<Vec<Export>, Error> {
     let socket = directory.join(SERVER);
+    // Of an attempt that did not succeed. Usually there is none, which is refused.
+    if let Err(error) = client.nbd_server_stop().await {
+        tracing::trace!(%error, "no block server to stop");
+    }
     client.nbd_server_start(&socket).await?;
     let mut exports = Vec::new();
     for index in &carry.disks {

@@ -21,7 +21,7 @@ use uuid::Uuid;
 
 use super::disks::{self, Mirrors};
 use super::{Carriers, Error, lock, store_bytes};
-use crate::hypervisor::Happened;
+use crate::hypervisor::{GuestError, Happened};
 use way::{Disks, Way};
 
 /// The socket that QEMU sends to, in the guest's directory.
@@ -126,17 +126,17 @@ impl Outgoing {
     }
 
     /// Lets the end go. The guest must be frozen, and it must be written down that it will not run here.
-    pub async fn grant(&self) -> Result<(), String> {
+    pub async fn grant(&self) -> Result<(), GuestError> {
         self.call(Call::Grant).await
     }
 
     /// The guest is this host's again, after a grant: closes QEMU's socket.
-    pub async fn reclaim(&self) -> Result<(), String> {
+    pub async fn reclaim(&self) -> Result<(), GuestError> {
         self.call(Call::Reclaim).await
     }
 
     /// Calls it off; refused after a grant.
-    pub async fn abort(&self) -> Result<(), String> {
+    pub async fn abort(&self) -> Result<(), GuestError> {
         self.call(Call::Abort).await
     }
 
@@ -145,11 +145,13 @@ impl Outgoing {
         tokio::spawn(async move { self.call(Call::Finish).await });
     }
 
-    async fn call(&self, call: Call) -> Result<(), String> {
+    async fn call(&self, call: Call) -> Result<(), GuestError> {
         let (answer, answered) = oneshot::channel();
-        let over = || "the stream has ended".to_owned();
-        self.0.calls.send((call, answer)).await.map_err(|_| over())?;
-        answered.await.unwrap_or_else(|_| Err(over()))
+        let over = "the stream has ended";
+        self.0.calls.send((call, answer)).await.map_err(|_| GuestError::Refused(over.to_owned()))?;
+        // One that was heard and not answered may have been followed.
+        let answered = answered.await.map_err(|_| GuestError::Unclear(over.to_owned()))?;
+        answered.map_err(GuestError::Refused)
     }
 }
 

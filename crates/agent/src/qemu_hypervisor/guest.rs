@@ -291,7 +291,7 @@ impl Guest for QemuGuest {
     }
 
     async fn freeze(&self) -> Result<(), GuestError> {
-        if self.carriers.outgoing(self.uid).is_some() {
+        if let Some(outgoing) = self.carriers.outgoing(self.uid) {
             self.signal(Signal::STOP)?;
             // A thread stops where it next returns from the kernel.
             let begun = Instant::now();
@@ -302,14 +302,19 @@ impl Guest for QemuGuest {
                 }
                 tokio::time::sleep(FREEZE_POLL).await;
             }
+            // It may have been resumed, and have run, before it was stopped.
+            if outgoing.stage() != Stage::Held {
+                self.signal(Signal::CONT)?;
+                return Err(GuestError::Refused("its stream has ended".to_owned()));
+            }
         }
         Ok(())
     }
 
     async fn grant(&self) -> Result<(), GuestError> {
         match self.carriers.outgoing(self.uid) {
-            Some(outgoing) => outgoing.grant().await.map_err(GuestError::Refused),
-            None => Ok(()),
+            Some(outgoing) => outgoing.grant().await,
+            None => Err(GuestError::Refused("its stream ended with an earlier agent".to_owned())),
         }
     }
 
@@ -355,13 +360,19 @@ impl Guest for QemuGuest {
     }
 
     async fn cancel(&self) -> Result<(), GuestError> {
+        if self.is_frozen()? {
+            return Err(GuestError::Refused("it is frozen".to_owned()));
+        }
         if let Some(outgoing) = self.carriers.outgoing(self.uid) {
-            return outgoing.abort().await.map_err(GuestError::Refused);
+            return outgoing.abort().await;
         }
         Ok(self.client.migrate_cancel().await?)
     }
 
     async fn figures(&self) -> Result<Figures, GuestError> {
+        if self.is_frozen()? {
+            return Err(GuestError::Refused("it is frozen".to_owned()));
+        }
         let told = self.client.query_migrate().await?;
         let ram = told.ram.unwrap_or_default();
         let carried = self.carriers.outgoing(self.uid).map(|outgoing| outgoing.figures());

@@ -86,7 +86,7 @@ async fn delete(
 
 /// What must hold for a pool; `old` is the pool that changes.
 fn check(view: &View, old: Option<(&Name, &PoolSpec)>, spec: &PoolSpec, mut txn: Txn) -> Answer<Txn> {
-    check_path(spec.kind.path())?;
+    check_path(&spec.kind)?;
     if let Some((name, old)) = old
         && old.kind != spec.kind
         && !users(view, name).is_empty()
@@ -102,15 +102,20 @@ fn check(view: &View, old: Option<(&Name, &PoolSpec)>, spec: &PoolSpec, mut txn:
     Ok(txn)
 }
 
-/// A path is used as it is on every host: absolute, without detours.
-fn check_path(path: &str) -> Answer<()> {
-    let parts_fit = path.split('/').skip(1).all(|part| !part.is_empty() && part != "." && part != "..");
+/// A path is used as it is on every host: absolute, without detours. That of a host's own folder may also be relative: it
+/// then lies below what the agent keeps, so that hosts of one machine have one each.
+fn check_path(kind: &PoolKind) -> Answer<()> {
+    let path = kind.path();
+    let is_relative = !path.starts_with('/') && matches!(kind, PoolKind::Dir { .. });
+    let parts = path.strip_prefix('/').unwrap_or(path).split('/');
+    let parts_fit = parts.into_iter().all(|part| !part.is_empty() && part != "." && part != "..");
     let chars_fit = path.chars().all(|c| c.is_ascii_graphic() && !matches!(c, ',' | '\\' | '"' | '\''));
-    if path.starts_with('/') && parts_fit && chars_fit && path.len() <= 200 {
+    if (path.starts_with('/') || is_relative) && parts_fit && chars_fit && path.len() <= 200 {
         return Ok(());
     }
     Err(refuse(Code::Invalid, format!("{path:.60?} is not allowed as a pool's path")).hint(
-        "use an absolute path of visible ASCII without `,`, quotes, `.` or `..`, at most 200 characters",
+        "use an absolute path of visible ASCII without `,`, quotes, `.` or `..`, at most 200 characters; a `dir` pool's \
+         may begin without `/`, below the agent's own folder on each host",
     ))
 }
 
