@@ -11,6 +11,8 @@ pub mod disk;
 pub mod kept;
 /// Lines that are cut, slow, long or lossy.
 pub mod line;
+/// How fast a guest may write.
+pub mod rate;
 /// Line, guests, moves.
 pub mod rig;
 /// A connection that outlives a move.
@@ -27,7 +29,7 @@ use super::table::Table;
 use super::world::World;
 
 /// In the order in which they run.
-pub const ROWS: [&str; 6] = ["case-r", "return", "outage", "slow", "disk", "tcp"];
+pub const ROWS: [&str; 7] = ["case-r", "return", "outage", "slow", "rate", "disk", "tcp"];
 
 /// What is wanted.
 #[derive(Debug, Clone)]
@@ -93,6 +95,7 @@ async fn row(rig: &Rig<'_>, name: &str, repeats: usize) -> Result<Table> {
         "return" => case::way_back(rig, repeats).await,
         "outage" => line::outage(rig, repeats).await,
         "slow" => line::slow(rig, repeats).await,
+        "rate" => rate::rate(rig).await,
         "disk" => disk::disk(rig, repeats).await,
         "tcp" => tcp::tcp(rig, repeats).await,
         _ => bail!("there is no row `{name}`"),

@@ -111,6 +111,7 @@ pub async fn rtt(rig: &Rig<'_>, repeats: usize) -> Result<Table> {
     let mut table = Table::default();
     let base = slope(&plain).context("no round trips")?;
     let of = |gaps: &[f64]| slope(gaps).context("no round trips");
+    table.note("gap by round trip: the bar is for the mean of a client where the guest was and one where it comes to");
     table.bar("gap by round trip, idle: slope", of(&both)?, "RTT", Bar::AtMost(0.7), None);
     table.info("gap by round trip: client in the datacentre that is left", of(&near)?, "RTT", Some(base));
     table.info("gap by round trip: client in the datacentre where it arrives", of(&far)?, "RTT", None);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use sterna_base::units::{Bytes, Span};
-use sterna_client::object::{New, Patch};
+use sterna_client::object::{Filter, New, Patch};
 use sterna_client::vm::{Ask, Boot, Move, Vm};
 use sterna_model::error::Code;
 use sterna_model::meta::Name;
@@ -97,6 +97,8 @@ const SETTLE: Duration = Duration::from_secs(2);
 const WORK_IN: Duration = Duration::from_secs(3);
 /// Filling memory takes an emulated guest longer than a request may.
 const FILL: Duration = Duration::from_secs(180);
+/// A volume goes after its VM, also where the line between them is slow.
+const GONE: Duration = Duration::from_secs(60);
 /// In a shared folder that hosts of both datacentres see: its volumes stay where they are.
 const POOL: &str = "everywhere";
 
@@ -172,15 +174,25 @@ impl<'a> Rig<'a> {
     pub async fn clear(&self) -> Result<()> {
         self.path(Path::FAST)?;
         plain::clear(self.world).await;
-        for vm in self.user().client.vms().list(&sterna_client::object::Filter::default()).await? {
+        for vm in self.user().client.vms().list(&Filter::default()).await? {
             self.remove(vm.name()).await?;
         }
         Ok(())
     }
 
-    pub async fn remove(&self, name: &Name) -> Result<()> {
+    /// With its volumes: the next guest of that name makes its own.
+    async fn remove(&self, name: &Name) -> Result<()> {
         let gone = self.user().client.vms().delete(name).await?;
-        self.user().done(&gone).await
+        self.user().done(&gone).await?;
+        let until = Instant::now() + GONE;
+        loop {
+            let volumes = self.user().client.volumes().list(&Filter::default()).await?;
+            if !volumes.iter().any(|volume| volume.spec.vm.as_ref() == Some(name)) {
+                return Ok(());
+            }
+            ensure!(Instant::now() < until, "the volumes of VM {name} are not removed");
+            sleep(Duration::from_millis(100)).await;
+        }
     }
 
     /// A new VM whose memory alone moves: it runs at home, and nobody else has seen anything of it.
