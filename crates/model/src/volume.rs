@@ -165,7 +165,7 @@ mod tests {
         assert_eq!((moved.location(), moved.leaving.clone()), (there.clone(), Some(here.clone())));
         let ended = moved.end_move();
         assert!(!ended.is_moving());
-        assert_eq!(ended.former, [here.clone()]);
+        assert_eq!(ended.former, std::slice::from_ref(&here));
         let back = ended.begin_move(here.clone());
         assert!(back.former.is_empty(), "a place is one thing at a time: {back:?}");
         assert_eq!(back.hand_over(&here).end_move().former, [there]);

@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use sterna_model::migration::{MigrationDecision, Phase};
+use sterna_model::vm::CopyState;
 
 use super::Move;
 use crate::action::Action;
@@ -23,8 +24,15 @@ impl Move<'_> {
 
     /// Why the target is given up that does not listen.
     pub(super) fn waited_in_vain(&self, decision: &MigrationDecision) -> Option<String> {
-        let most = if decision.volumes.is_empty() { PREPARING_MAX } else { PREPARING_VOLUMES_MAX };
-        let late = self.now.since(decision.since) > most;
+        let row = self.target_row(decision).filter(|row| row.epoch == decision.next_epoch);
+        // Once its process is there, the volumes are.
+        let process = row.filter(|row| !matches!(row.state, CopyState::Starting { .. }));
+        let (most, since) = match process {
+            Some(row) => (PREPARING_MAX, row.since.clamp(decision.since, self.now.max(decision.since))),
+            None if decision.volumes.is_empty() => (PREPARING_MAX, decision.since),
+            None => (PREPARING_VOLUMES_MAX, decision.since),
+        };
+        let late = self.now.since(since) > most;
         self.is_overdue().or_else(|| late.then(|| format!("the target did not listen within {most:?}")))
     }
 

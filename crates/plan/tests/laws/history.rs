@@ -464,7 +464,8 @@ impl Story {
                 self.act(Op::Work { host, luck: Luck::Good });
                 self.plan();
             }
-            self.act(Op::Pass { seconds: 61 });
+            // In all longer than anything is waited for.
+            self.act(Op::Pass { seconds: 181 });
             self.plan();
         }
     }
