@@ -29,7 +29,7 @@ use super::table::Table;
 use super::world::World;
 
 /// In the order in which they run.
-pub const ROWS: [&str; 7] = ["case-r", "return", "outage", "slow", "rate", "disk", "tcp"];
+pub const ROWS: [&str; 8] = ["case-r", "return", "outage", "slow", "rtt", "rate", "disk", "tcp"];
 
 /// What is wanted.
 #[derive(Debug, Clone)]
@@ -95,6 +95,7 @@ async fn row(rig: &Rig<'_>, name: &str, repeats: usize) -> Result<Table> {
         "return" => case::way_back(rig, repeats).await,
         "outage" => line::outage(rig, repeats).await,
         "slow" => line::slow(rig, repeats).await,
+        "rtt" => line::rtt(rig, repeats).await,
         "rate" => rate::rate(rig).await,
         "disk" => disk::disk(rig, repeats).await,
         "tcp" => tcp::tcp(rig, repeats).await,
