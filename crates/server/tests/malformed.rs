@@ -130,6 +130,10 @@ fn values() -> Vec<Case> {
         let body = json!({"name": "p", "spec": {"kind": {"type": "dir", "path": path}}}).to_string();
         to("/v1/pools", post("a pool's path", body, 422, "invalid"))
     };
+    let shared = |path: &str| {
+        let body = json!({"name": "p", "spec": {"kind": {"type": "shared-dir", "path": path}}}).to_string();
+        to("/v1/pools", post("a shared pool's path", body, 422, "invalid"))
+    };
     let image = |source: &str| {
         let body = json!({"name": "i", "spec": {"source": source}}).to_string();
         to("/v1/images", post("an image's source", body, 422, "invalid"))
@@ -180,7 +184,9 @@ fn values() -> Vec<Case> {
         bridge("br0;reboot"),
         bridge("-br"),
         pool("/srv/../etc"),
-        pool("relative"),
+        pool("relative/../up"),
+        pool("relative//twice"),
+        shared("relative"),
         pool("/srv/a,b"),
         image("file:///etc/passwd"),
         image("gopher://x/"),
