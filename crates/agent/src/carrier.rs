@@ -37,6 +37,15 @@ pub use incoming::Incoming;
 pub use outgoing::{Departure, Outgoing, Stage};
 use vault::Vault;
 
+/// What is kept below the agent's folder: keys of guests' pages, memory of guests that left, and what they wrote and the
+/// line has not taken.
+pub const FOLDERS: [&str; 3] = [PAGE_KEYS, CHECKPOINTS, JOURNAL];
+/// What checkpoints are sealed under.
+pub const KEY: &str = "checkpoint.key";
+const PAGE_KEYS: &str = "page-keys";
+const CHECKPOINTS: &str = "checkpoints";
+const JOURNAL: &str = "journal";
+
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// PEM files; read anew for each session, so that a renewed certificate needs no restart.
@@ -196,7 +205,7 @@ impl Carriers {
 
     /// Where what a guest wrote waits for the line when memory is full.
     fn spill_folder(&self) -> Result<PathBuf, Error> {
-        let folder = self.0.settings.data_dir.join("journal");
+        let folder = self.0.settings.data_dir.join(JOURNAL);
         std::fs::create_dir_all(&folder).map_err(Error::io("make the folder of journals"))?;
         Ok(folder)
     }

@@ -120,9 +120,18 @@ fn remove_files(agent: &Config, settings: &Path) -> Result<()> {
         tree(agent.run_dir.join(name))?;
     }
     tree(agent.data_dir.join("seen"))?;
+    for kept in sterna_agent::carrier::FOLDERS {
+        tree(agent.data_dir.join(kept))?;
+    }
     let pools = agent.data_dir.join("pools");
     let probed = agent.data_dir.join(sterna_agent::host::CACHE);
-    let keys = [agent.certificate(), agent.key(), agent.ca(), agent.tunnel_key()];
+    let keys = [
+        agent.certificate(),
+        agent.key(),
+        agent.ca(),
+        agent.tunnel_key(),
+        agent.data_dir.join(sterna_agent::carrier::KEY),
+    ];
     let files = keys.into_iter().chain([probed, settings.to_owned()]);
     for path in files.chain(notes_on(&pools)?) {
         file::remove_if_there(&path).with_context(|| format!("remove {}", path.display()))?;

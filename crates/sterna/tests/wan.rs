@@ -161,6 +161,11 @@ fn a_move_over_a_line_that_does_not_come_back_is_called_off() -> Result<()> {
         volume_is(world, "stays", "shared-a", "a1").await?;
         fast()?;
         until(PATIENCE, "nothing to be left there", async || Ok(world.copies(&vm) == 1)).await?;
+        until(PATIENCE, "its host to be back", async || {
+            let host = world.user.client.hosts().get(&name("b1")).await?;
+            Ok(host.status.is_some_and(|status| status.state == "ready"))
+        })
+        .await?;
         // What arrived is of use: the second try is whole.
         moved(world, "stays", "b1").await?;
         ensure!(boot_of(world, &vm, host(world, "a2")?).await? == boot);

@@ -16,7 +16,7 @@ use sterna_mover::hash::Key;
 use sterna_mover::session::Shared;
 use uuid::Uuid;
 
-use super::Error;
+use super::{CHECKPOINTS, Error, KEY, PAGE_KEYS};
 
 /// Of one guest, and of all. Packed pages are about two fifths of the memory in use.
 const CHECKPOINT_MAX: u64 = 64 << 30;
@@ -29,11 +29,11 @@ pub struct Vault {
 
 impl Vault {
     pub fn open(data_dir: &Path, kept: Duration) -> Result<Self, Error> {
-        let keys = data_dir.join("page-keys");
+        let keys = data_dir.join(PAGE_KEYS);
         std::fs::create_dir_all(&keys).map_err(Error::io("make the folder of page keys"))?;
-        let key = secret(&data_dir.join("checkpoint.key")).map_err(Error::io("the key of checkpoints"))?;
+        let key = secret(&data_dir.join(KEY)).map_err(Error::io("the key of checkpoints"))?;
         let limits = Limits { bytes_each: CHECKPOINT_MAX, bytes: CHECKPOINTS_MAX, age: kept };
-        let shelf = Shelf::open(&data_dir.join("checkpoints"), HostKey(key), limits)?;
+        let shelf = Shelf::open(&data_dir.join(CHECKPOINTS), HostKey(key), limits)?;
         Ok(Self { keys, shelf })
     }
 
