@@ -26,8 +26,10 @@ use std::time::Duration;
 
 use sterna_base::scope::Scope;
 use sterna_model::meta::Name;
+use sterna_mover::codec::Keeper;
 use sterna_mover::link::listen::Listener;
 use sterna_mover::link::tls::{self, Dialer};
+use sterna_mover::session::Shared;
 use sterna_wire::join::host_dns_name;
 use tokio::net::{TcpListener, UnixListener};
 use uuid::Uuid;
@@ -151,6 +153,14 @@ impl Carriers {
         lock(&self.0.incoming).remove(&vm);
     }
 
+    /// What is kept of a guest's memory here, and where what passes now is kept: both are files, and may be large.
+    async fn kept(&self, vm: Uuid) -> (Option<Shared>, Option<Box<dyn Keeper>>) {
+        let carriers = self.clone();
+        let opened = move || (carriers.0.vault.checkpoint(vm), carriers.0.vault.keeper(vm));
+        // Without them a move takes longer, and no more.
+        tokio::task::spawn_blocking(opened).await.unwrap_or_default()
+    }
+
     fn identity(&self) -> Result<tls::Identity, Error> {
         let settings = &self.0.settings;
         let read = |path: &Path| std::fs::read(path).map_err(Error::io("read this host's certificate"));
@@ -180,12 +190,9 @@ impl Carriers {
 
     /// A socket in a guest's own directory that its QEMU may open, and nobody else.
     fn socket_for_qemu(&self, path: &Path) -> Result<UnixListener, Error> {
-        let make = || {
-            sterna_base::file::remove_if_there(path)?;
-            let socket = UnixListener::bind(path)?;
-            Ok(socket)
-        };
-        let socket = make().map_err(Error::io("make a socket for qemu"))?;
+        let removed = sterna_base::file::remove_if_there(path);
+        let made = removed.and_then(|()| UnixListener::bind(path));
+        let socket = made.map_err(Error::io("make a socket for qemu"))?;
         self.hand_to_qemu(path)?;
         Ok(socket)
     }
@@ -218,9 +225,4 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Contents that a session keeps on each side: enough for the pages that are written again and again.
 fn store_bytes(memory: u64) -> u64 {
     (memory / 2).clamp(64 << 20, 1 << 30)
-}
-
-/// Places of a guest's memory; firmware, video memory and ROMs come on top.
-fn pages_max(memory: u64) -> u64 {
-    (memory >> 12) + (1 << 18)
 }

@@ -55,9 +55,14 @@ impl Settings {
     /// Enough for a guest of `memory_bytes`, within `store_bytes` for contents.
     #[must_use]
     pub fn for_guest(key: Key, memory_bytes: u64, store_bytes: u64) -> Self {
-        // Firmware, video memory and ROMs come on top of a guest's memory.
-        Self { key, store_bytes, pages_max: (memory_bytes >> 12) + (1 << 18) }
+        Self { key, store_bytes, pages_max: pages_of(memory_bytes) }
     }
+}
+
+/// Places of a guest's memory; firmware, video memory and ROMs come on top.
+#[must_use]
+pub fn pages_of(memory_bytes: u64) -> u64 {
+    (memory_bytes >> 12) + (1 << 18)
 }
 
 /// Pages somebody has, by name and by place: a checkpoint, an image, what a sibling had when it booted.

@@ -15,6 +15,7 @@ use sterna_model::migration::{MigrationSpec, Phase};
 use crate::action::Action;
 use crate::check;
 use crate::migration::OUTGOING_MAX;
+use crate::placement;
 use crate::view::{Host, View, Vm};
 
 /// Waits after the first, second, ... move that did not succeed, so that a cause that stays is not met in a loop.
@@ -151,10 +152,7 @@ pub fn blockers(view: &View, host: &Host<'_>) -> Vec<(Name, String)> {
         .filter_map(|vm| {
             let why = match check::can_leave(view, &vm) {
                 Err(why) => why,
-                Ok(()) => {
-                    let needs = check::Needs::of(&vm);
-                    crate::placement::choose(view, &vm, &needs, Some(host.name)).err()?
-                }
+                Ok(()) => placement::choose_move(view, &vm, None).err()?,
             };
             Some((vm.name.clone(), why))
         })

@@ -4,8 +4,6 @@
 //! transaction that compares everything it rests on.
 //! Never talks to a host: orders travel in assignments (`assignment`). Never reads measurements.
 
-use std::cmp::Ordering;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use sterna_base::clock::Timestamp;
@@ -15,15 +13,17 @@ use sterna_model::meta::Name;
 use sterna_model::migration::{
     Event, MigrationDecision, MigrationSpec, Outcome, Phase, SideState, Via, VolumeMove,
 };
-use sterna_model::vm::{CopyState, Exit, Owner, VmDecision, VmReport};
+use sterna_model::vm::{Owner, VmDecision, VmReport};
 use sterna_model::volume::VolumeDecision;
 
 use crate::action::Action;
-use crate::check::{self, Needs};
+use crate::check;
 use crate::placement;
 use crate::route::route;
 use crate::view::{MigrationEntry, Row, View, Vm};
+use observe::ended;
 
+mod observe;
 mod patience;
 
 /// Migrations that may leave a host at the same time: two saturate a line and a core without starving each other.
@@ -154,13 +154,12 @@ impl Move<'_> {
     /// The host to move to and why, or why there is none.
     fn target(&self) -> Result<(Name, String), String> {
         let vm = self.vm().ok_or_else(|| format!("VM {} does not exist", self.spec.vm))?;
-        let decision = vm.decision().ok_or("the VM has never been started")?;
         check::can_leave(self.view, &vm)?;
         match &self.spec.to {
             Some(to) => check::migration(self.view, &vm, to)
                 .map(|()| (to.clone(), format!("to host {to} as asked")))
                 .map_err(|reasons| reasons.join("; ")),
-            None => placement::choose(self.view, &vm, &Needs::of(&vm), Some(&decision.owner.host)),
+            None => placement::choose_move(self.view, &vm, None),
         }
     }
 
@@ -183,141 +182,6 @@ impl Move<'_> {
             Some(event) => self.advance(decision, event),
             None => self.call_off(decision),
         }
-    }
-
-    /// What the reports say has happened since the phase began; the most final first.
-    fn observe(&self, decision: &MigrationDecision) -> Option<Event> {
-        match &decision.phase {
-            Phase::Preparing => self.observe_preparing(decision),
-            Phase::Copying { .. } => self.observe_copying(decision),
-            Phase::Resuming { epoch } => self.observe_resuming(decision, *epoch),
-            Phase::Returning { epoch, .. } => self.observe_returning(decision, *epoch),
-            Phase::Finishing { .. } => self.source_is_gone(decision).then_some(Event::SourceGone),
-            Phase::Undoing { .. } => self.target_is_gone(decision).then_some(Event::TargetGone),
-            Phase::Pending | Phase::Succeeded | Phase::Failed { .. } | Phase::Cancelled => None,
-        }
-    }
-
-    fn observe_preparing(&self, decision: &MigrationDecision) -> Option<Event> {
-        if let Some(why) = self.source_ended(decision) {
-            return Some(Event::SourceKept { why, cancelled: false });
-        }
-        if self.wants_cancel() {
-            return Some(Event::CancelRequested);
-        }
-        let target = self.target_row(decision).filter(|row| row.epoch == decision.next_epoch);
-        if let Some(why) = target.and_then(|row| ended(row)) {
-            return Some(Event::TargetLost {
-                why: format!("the target could not start: {why}"),
-                next_epoch: 0,
-            });
-        }
-        if let Some(SideState::Listening { at }) = target.and_then(|row| self.side(row)) {
-            // The source could never send to what is no address, and would be waited for in vain.
-            return Some(match at.parse::<SocketAddr>() {
-                Ok(_) => Event::TargetListens { at: at.clone() },
-                Err(_) => Event::TargetLost { why: format!("the target listens at {at:?}"), next_epoch: 0 },
-            });
-        }
-        self.waited_in_vain(decision).map(|what| Event::DeadlinePassed { what })
-    }
-
-    fn observe_copying(&self, decision: &MigrationDecision) -> Option<Event> {
-        // Only the copy that was sent can have been released, and only while it is the owner's.
-        let row = self
-            .source_row(decision)
-            .filter(|row| row.epoch == decision.epoch && self.is_at_source(decision));
-        match row.and_then(|row| self.side(row)) {
-            Some(SideState::Released { .. }) => {
-                return Some(Event::SourceReleased { next_epoch: decision.next_epoch });
-            }
-            Some(SideState::Kept { why }) => {
-                // What it says of an order to stop is that it was one.
-                let lost = self.vm().and_then(|vm| lost_target(&vm, decision));
-                let lost = lost.map(|lost| format!("the target was lost: {lost}"));
-                let why = lost.or_else(|| decision.called_off.clone()).unwrap_or_else(|| why.clone());
-                return Some(Event::SourceKept { why, cancelled: self.wants_cancel() });
-            }
-            _ => {}
-        }
-        self.source_ended(decision).map(|why| Event::SourceKept { why, cancelled: false })
-    }
-
-    /// The source owns the VM under the epoch that the move began with.
-    fn is_at_source(&self, decision: &MigrationDecision) -> bool {
-        let owner = self.vm().and_then(|vm| vm.decision()).map(|has| &has.owner);
-        owner.is_some_and(|owner| {
-            owner.epoch == decision.epoch && Some(&owner.host) == decision.source.as_ref()
-        })
-    }
-
-    fn observe_resuming(&self, decision: &MigrationDecision, epoch: u64) -> Option<Event> {
-        let target = decision.target.as_ref()?;
-        let row = self.row(target).filter(|row| row.epoch == epoch);
-        // Once continued there, memory on the source is older than the disks, whatever became of the target since.
-        if row.is_some_and(|row| matches!(self.side(row), Some(SideState::Continued { .. }))) {
-            return Some(Event::TargetRuns);
-        }
-        let lost = |why: String| {
-            let next_epoch = self.vm()?.next_epoch();
-            Some(Event::TargetLost { why: format!("the target was lost: {why}"), next_epoch })
-        };
-        match row.map(|row| &row.state) {
-            // With its notes the host lost the memory of whether the guest had run: it must be taken to have.
-            Some(CopyState::Stopped { exit: Exit::Lost }) => Some(Event::TargetRuns),
-            Some(CopyState::Stopped { exit }) => lost(format!("{exit:?}")),
-            _ if self.view.is_removed(target) => Some(Event::TargetRuns),
-            _ => None,
-        }
-    }
-
-    fn observe_returning(&self, decision: &MigrationDecision, epoch: u64) -> Option<Event> {
-        if self.source_is_removed(decision) {
-            return Some(Event::SourceGone);
-        }
-        let Some(row) = self.source_row(decision) else { return Some(Event::SourceGone) };
-        let runs = matches!(row.state, CopyState::Running | CopyState::Paused { .. });
-        match row.epoch.cmp(&epoch) {
-            Ordering::Equal if runs => Some(Event::SourceRuns),
-            // Also when it ended under its old epoch before it heard of the new one.
-            Ordering::Equal | Ordering::Less => ended(row).map(|_| Event::SourceGone),
-            Ordering::Greater => Some(Event::SourceGone),
-        }
-    }
-
-    /// Why the source copy can no longer be sent: it ended, or the VM has another owner or epoch.
-    fn source_ended(&self, decision: &MigrationDecision) -> Option<String> {
-        let Some(vm) = self.vm() else { return Some("the VM was removed".to_owned()) };
-        let owner = &vm.decision()?.owner;
-        if !self.is_at_source(decision) {
-            return Some("the VM was started anew".to_owned());
-        }
-        if self.source_is_removed(decision) {
-            return Some(format!("host {} was removed", owner.host));
-        }
-        ended(vm.owner_report()?).map(|why| format!("the source copy ended: {why}"))
-    }
-
-    fn source_is_removed(&self, decision: &MigrationDecision) -> bool {
-        decision.source.as_ref().is_none_or(|source| self.view.is_removed(source))
-    }
-
-    /// It said that it will not run: a silent source is no reason to keep the migration open.
-    fn source_is_gone(&self, decision: &MigrationDecision) -> bool {
-        self.is_left_behind(decision.source.as_ref(), decision.epoch)
-    }
-
-    /// A copy that never owned the VM cannot run it: neither is a silent target.
-    fn target_is_gone(&self, decision: &MigrationDecision) -> bool {
-        self.is_left_behind(decision.target.as_ref(), decision.next_epoch)
-    }
-
-    /// Nothing is to be waited for of a copy that may not run: it ended, there is a newer one in its place, or its host
-    /// is silent, which is told to release it when it is back.
-    fn is_left_behind(&self, host: Option<&Name>, epoch: u64) -> bool {
-        let Some(host) = host else { return true };
-        let silent = self.view.host(host).is_none_or(|host| !host.is_connected());
-        silent || self.row(host).is_none_or(|row| row.epoch > epoch || ended(row).is_some())
     }
 
     fn advance(&self, decision: &MigrationDecision, event: Event) -> Option<Action> {
@@ -461,14 +325,6 @@ pub fn lost_target(vm: &Vm<'_>, decision: &MigrationDecision) -> Option<String> 
     let row = vm.entry.reports.get(decision.target.as_ref()?)?;
     let is_it = decision.via == Via::Mover && row.epoch == decision.next_epoch;
     is_it.then(|| ended(row)).flatten()
-}
-
-/// Why a copy has ended; `None` while it has a process.
-fn ended(row: &VmReport) -> Option<String> {
-    match &row.state {
-        CopyState::Stopped { exit } => Some(format!("{exit:?}")),
-        _ => None,
-    }
 }
 
 /// The event's word and reason.

@@ -65,25 +65,20 @@ pub fn obstacle(view: &View, vm: &Vm<'_>, now: Timestamp) -> Option<String> {
     place(view, vm, now).err()
 }
 
-/// The host for these needs and the reason in words, or why none fits. `not`: the running VM moves away from there.
-pub fn choose(
-    view: &View,
-    vm: &Vm<'_>,
-    needs: &Needs<'_>,
-    not: Option<&Name>,
-) -> Result<(Name, String), String> {
-    let Some(not) = not else { return choose_start(view, needs, None) };
-    let home = view.host(not).map(|host| &host.spec.datacentre);
+/// The host that a running VM is best moved to and the reason in words, or why none fits. Without a datacentre, in its
+/// own.
+pub fn choose_move(view: &View, vm: &Vm<'_>, datacentre: Option<&Name>) -> Result<(Name, String), String> {
+    let from = &vm.decision().ok_or("the VM has never been started")?.owner.host;
+    // Over the line only when somebody asks for it.
+    let datacentre = datacentre.or(view.host(from).map(|home| &home.spec.datacentre));
     let refusal = |host: &Host<'_>| {
-        // Over the line only when somebody asks for it.
-        let is_far = home.is_some_and(|home| *home != host.spec.datacentre);
-        if is_far {
+        if datacentre.is_some_and(|asked| *asked != host.spec.datacentre) {
             return Some(format!("it is in datacentre {}", host.spec.datacentre));
         }
         check::arrive(view, vm, host)
     };
     let carried = |host: &Host<'_>| route::route(view, vm, host).map_or(0, |route| route.volumes.len());
-    pick(view, Some(not), refusal, carried)
+    pick(view, Some(from), refusal, carried)
 }
 
 /// The host to start a VM on.

@@ -167,9 +167,9 @@ fn by_itself_a_vm_leaves_its_datacentre_never_and_carries_volumes_only_when_it_m
     world.change_host("b1", |spec| spec.datacentre = name("far"));
     world.settle();
     let vm = world.view.vm(&name("web")).unwrap();
-    let needs = check::Needs::of(&vm);
-    let (chosen, _) = placement::choose(&world.view, &vm, &needs, Some(&name("a1"))).unwrap();
-    assert_eq!(chosen, name("a2"));
+    let chosen = |datacentre: Option<&Name>| placement::choose_move(&world.view, &vm, datacentre).unwrap().0;
+    assert_eq!(chosen(None), name("a2"));
+    assert_eq!(chosen(Some(&name("far"))), name("b1"));
     assert_eq!(check::migration(&world.view, &vm, &name("b1")), Ok(()), "but it may be told to");
 }
 

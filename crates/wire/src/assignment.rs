@@ -151,8 +151,8 @@ pub enum NetworkKind {
         cidr: Cidr,
         /// This host's own address on the segment.
         host_address: Ipv4Addr,
-        /// Underlay addresses of the *other* hosts on the segment in the same datacentre; never this host's own (a host that is in its own
-        /// flood list learns its own guest behind itself).
+        /// Underlay addresses of the *other* hosts on the segment in the same datacentre; never this host's own (a host
+        /// that is in its own flood list learns its own guest behind itself).
         peers: Vec<IpAddr>,
         /// Addresses in the tunnel of the hosts in other datacentres.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -35,8 +35,10 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 const LAG_MAX: Duration = Duration::from_secs(1);
 /// A mirror that is ready ends within milliseconds: its other end is on this machine.
 const END_WITHIN: Duration = Duration::from_secs(5);
+/// The guest stands still meanwhile.
+const END_POLL: Duration = Duration::from_millis(2);
 const JOURNAL_MEMORY: u64 = 64 << 20;
-/// Of the pool's own folder: a guest that outruns the line for long is slowed.
+/// In the agent's own folder: a guest that outruns the line for long is slowed.
 const JOURNAL_SPILL: u64 = 4 << 30;
 /// In flight to the journal.
 const MIRROR_BUFFER: u64 = 64 << 20;
@@ -182,22 +184,11 @@ impl Mirrors {
         for job in &self.jobs {
             self.client.finish_mirror(job).await?;
         }
-        let begun = tokio::time::Instant::now();
-        while !self.have_ended().await? {
-            if begun.elapsed() > END_WITHIN {
-                return Err(Error::MirrorFailed);
-            }
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
+        ended(&self.client).await?;
         for job in &self.jobs {
             self.client.remove_node(job).await?;
         }
         Ok(())
-    }
-
-    async fn have_ended(&self) -> Result<bool, Error> {
-        let jobs = self.client.query_block_jobs().await?;
-        Ok(!jobs.iter().any(|job| self.jobs.contains(&job.job)))
     }
 
     /// Waits, beside everything else, until the target has it all on its disks.
@@ -229,16 +220,22 @@ pub async fn tidy(client: &Client) -> Result<(), Error> {
     for job in jobs.iter().filter(|job| is_ours(&job.job)) {
         client.abort_mirror(&job.job).await?;
     }
+    ended(client).await?;
+    let nodes = client.query_named_block_nodes().await?;
+    for name in nodes.into_iter().filter_map(|node| node.node_name).filter(|name| is_ours(name)) {
+        client.remove_node(&name).await?;
+    }
+    Ok(())
+}
+
+/// Waits until no mirror of ours is left.
+async fn ended(client: &Client) -> Result<(), Error> {
     let begun = tokio::time::Instant::now();
     while client.query_block_jobs().await?.iter().any(|job| is_ours(&job.job)) {
         if begun.elapsed() > END_WITHIN {
             return Err(Error::MirrorFailed);
         }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    let nodes = client.query_named_block_nodes().await?;
-    for name in nodes.into_iter().filter_map(|node| node.node_name).filter(|name| is_ours(name)) {
-        client.remove_node(&name).await?;
+        tokio::time::sleep(END_POLL).await;
     }
     Ok(())
 }

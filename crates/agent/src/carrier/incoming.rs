@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use sterna_base::units::Span;
+use sterna_mover::codec::pages_of;
 use sterna_mover::link::{Options, SessionId};
 use sterna_mover::session::target::{self, TargetEvent};
 use sterna_mover::session::{Outcome, Target};
@@ -16,7 +17,7 @@ use sterna_wire::assignment::Carry;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
 
-use super::{Carriers, Error, disks, lock, pages_max, store_bytes};
+use super::{Carriers, Error, disks, lock, store_bytes};
 
 /// QEMU's socket, in the guest's directory.
 const SOCKET: &str = "in.sock";
@@ -84,12 +85,9 @@ impl Carriers {
         prepare(client, &path).await?;
         let socket = open(&path).await?;
         let memory = client.query_memory_size().await?;
-        let options = target::Options {
-            most: target::Bounds { store_bytes: store_bytes(memory), pages_max: pages_max(memory) },
-            checkpoint: self.0.vault.checkpoint(vm),
-            offers: None,
-            keeper: self.0.vault.keeper(vm),
-        };
+        let most = target::Bounds { store_bytes: store_bytes(memory), pages_max: pages_of(memory) };
+        let (checkpoint, keeper) = self.kept(vm).await;
+        let options = target::Options { most, checkpoint, offers: None, keeper };
         let link = listener.expect(SessionId(carry.session.into_bytes()), Options::default());
         let target = Target::start(socket, link, options);
         let stop = CancellationToken::new();

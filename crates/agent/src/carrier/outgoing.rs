@@ -252,8 +252,8 @@ async fn begin(
     };
     let memory = client.query_memory_size().await?;
     let settings = Settings::for_guest(vault.page_key(departure.vm)?, memory, store_bytes(memory));
-    let options =
-        Options { settings, checkpoint: vault.checkpoint(departure.vm), keeper: vault.keeper(departure.vm) };
+    let (checkpoint, keeper) = carriers.kept(departure.vm).await;
+    let options = Options { settings, checkpoint, keeper };
     // Mirrors must have ended before QEMU gives its images up.
     let (mut on, mut off) =
         (vec![Capability::Events, Capability::ReturnPath, Capability::AutoConverge], Vec::new());

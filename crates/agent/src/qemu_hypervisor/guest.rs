@@ -1,11 +1,13 @@
 //! One connected copy: QMP through its shim.
 
+/// What the mover has to do with it.
+mod carried;
+
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
 use sterna_base::units::{Bytes, Span};
 use sterna_model::forecast::{LoadSample, Written};
@@ -38,13 +40,6 @@ const WRITTEN_LATE: Duration = Duration::from_secs(5);
 const WRITTEN_POLL: Duration = Duration::from_millis(50);
 /// The guest's console is kept up to this, on tmpfs; QEMU itself never trims it.
 const SERIAL_LOG_MAX: u64 = 1 << 20;
-
-/// Threads that wait for a disk stop when it answers.
-const FREEZE_WITHIN: Duration = Duration::from_secs(2);
-const FREEZE_POLL: Duration = Duration::from_micros(200);
-/// How long a guest that is this host's again may take to run: QEMU notices a closed socket at once.
-const RESUME_WITHIN: Duration = Duration::from_secs(5);
-const RESUME_POLL: Duration = Duration::from_millis(5);
 
 /// A running QEMU. Clones share its connection.
 #[derive(Clone)]
@@ -102,16 +97,6 @@ fn meaning(heard: &Heard) -> Option<Happened> {
     }
 }
 
-impl From<carrier::Error> for GuestError {
-    fn from(error: carrier::Error) -> Self {
-        match error {
-            carrier::Error::Qemu(error) => error.into(),
-            // Nothing was begun.
-            other => Self::Refused(other.explain()),
-        }
-    }
-}
-
 impl From<Error> for GuestError {
     fn from(error: Error) -> Self {
         match error {
@@ -145,34 +130,6 @@ impl QemuGuest {
             tokio::time::sleep(WRITTEN_POLL).await;
         }
         Ok(None)
-    }
-
-    fn signal(&self, signal: Signal) -> Result<(), GuestError> {
-        let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw);
-        let pid = pid.ok_or_else(|| GuestError::Unclear("qemu has no process number".to_owned()))?;
-        rustix::process::kill_process(pid, signal)
-            .map_err(|error| GuestError::Unclear(format!("signal qemu: {error}")))
-    }
-
-    fn is_frozen(&self) -> Result<bool, GuestError> {
-        process::is_stopped(self.pid).map_err(|error| GuestError::Unclear(format!("/proc: {error}")))
-    }
-
-    /// What the mover says of a transfer comes first where it knows more than QEMU.
-    fn carried(&self, told: Transfer) -> Transfer {
-        let Some(outgoing) = self.carriers.outgoing(self.uid) else { return told };
-        match outgoing.stage() {
-            Stage::Going => match told {
-                // QEMU's own word is about an earlier transfer, or ends this one, which the mover will see as well.
-                Transfer::None | Transfer::Failed { .. } | Transfer::Cancelled | Transfer::Completed => {
-                    Transfer::Going
-                }
-                told => told,
-            },
-            Stage::Held | Stage::Granted => Transfer::Held,
-            Stage::Failed { why } => Transfer::Failed { why },
-            Stage::Over => told,
-        }
     }
 
     /// Thousandths of one CPU since the last call; since QEMU's start at the first.
@@ -291,24 +248,11 @@ impl Guest for QemuGuest {
     }
 
     async fn freeze(&self) -> Result<(), GuestError> {
-        if let Some(outgoing) = self.carriers.outgoing(self.uid) {
-            self.signal(Signal::STOP)?;
-            // A thread stops where it next returns from the kernel.
-            let begun = Instant::now();
-            while !self.is_frozen()? {
-                if begun.elapsed() > FREEZE_WITHIN {
-                    self.signal(Signal::CONT)?;
-                    return Err(GuestError::Refused("qemu could not be frozen".to_owned()));
-                }
-                tokio::time::sleep(FREEZE_POLL).await;
-            }
-            // It may have been resumed, and have run, before it was stopped.
-            if outgoing.stage() != Stage::Held {
-                self.signal(Signal::CONT)?;
-                return Err(GuestError::Refused("its stream has ended".to_owned()));
-            }
-        }
-        Ok(())
+        self.stop_threads().await
+    }
+
+    async fn take_back(&self) -> Result<(), GuestError> {
+        self.reclaim().await
     }
 
     async fn grant(&self) -> Result<(), GuestError> {
@@ -316,29 +260,6 @@ impl Guest for QemuGuest {
             Some(outgoing) => outgoing.grant().await,
             None => Err(GuestError::Refused("its stream ended with an earlier agent".to_owned())),
         }
-    }
-
-    async fn take_back(&self) -> Result<(), GuestError> {
-        self.signal(Signal::CONT)?;
-        if let Some(outgoing) = self.carriers.outgoing(self.uid)
-            && let Err(why) = outgoing.reclaim().await
-        {
-            tracing::debug!(vm = %self.uid, %why, "nothing to reclaim");
-        }
-        self.carriers.forget(self.uid);
-        // QEMU fails its migration when its socket closes, and resumes the guest by itself; one that completed does not.
-        let begun = Instant::now();
-        loop {
-            match self.client.query_migrate().await?.status {
-                Status::Device | Status::Active | Status::PreSwitchover
-                    if begun.elapsed() < RESUME_WITHIN =>
-                {
-                    tokio::time::sleep(RESUME_POLL).await;
-                }
-                _ => break,
-            }
-        }
-        Ok(self.client.cont().await?)
     }
 
     async fn limit(&self, limits: Limits) -> Result<(), GuestError> {

@@ -15,7 +15,7 @@ use sterna_model::operation::Goal;
 use sterna_plan::forecast::past::past;
 use sterna_plan::forecast::{Line, forecast};
 use sterna_plan::view::{Host, Vm};
-use sterna_plan::{View, capacity, check, drain};
+use sterna_plan::{View, check, drain, placement};
 use sterna_store::Txn;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
@@ -187,27 +187,18 @@ fn aim<'a>(view: &'a View, vm: &Vm<'_>, to: Option<&Name>, to_datacentre: Option
         return Ok(Aim { to: Some(to.clone()), host });
     }
     check::can_leave(view, vm).map_err(|reason| unmet(&[reason]))?;
+    // What control would choose; without a datacentre it chooses anew when the move begins.
+    if let Ok((best, _)) = placement::choose_move(view, vm, to_datacentre) {
+        let host = view.host(&best).ok_or_else(|| list::not_found::<Hosts>(&best))?;
+        return Ok(Aim { to: to_datacentre.map(|_| best), host });
+    }
     let home = vm.decision().and_then(|decision| view.host(&decision.owner.host));
-    // Over the line only when somebody asks for it.
     let datacentre = to_datacentre.or(home.as_ref().map(|home| &home.spec.datacentre));
     let candidates =
-        || view.hosts().filter(|host| datacentre.is_none_or(|asked| *asked == host.spec.datacentre));
-    let fits = candidates().filter(|host| check::arrive(view, vm, host).is_none());
-    let best = fits.max_by_key(|host| (capacity::free_memory(view, host), std::cmp::Reverse(host.name)));
-    match (best, to_datacentre) {
-        (Some(host), asked) => Ok(Aim { to: asked.map(|_| host.name.clone()), host }),
-        (None, _) => {
-            let why = |host: Host<'_>| {
-                check::arrive(view, vm, &host).map(|why| format!("host {}: {why}", host.name))
-            };
-            let reasons: Vec<_> = candidates().filter_map(why).collect();
-            Err(if reasons.is_empty() {
-                unmet(&["there is no such host".to_owned()])
-            } else {
-                unmet(&reasons)
-            })
-        }
-    }
+        view.hosts().filter(|host| datacentre.is_none_or(|asked| *asked == host.spec.datacentre));
+    let why = |host: Host<'_>| check::arrive(view, vm, &host).map(|why| format!("host {}: {why}", host.name));
+    let reasons: Vec<_> = candidates.filter_map(why).collect();
+    Err(if reasons.is_empty() { unmet(&["there is no such host".to_owned()]) } else { unmet(&reasons) })
 }
 
 fn unmet(reasons: &[String]) -> Refusal {
