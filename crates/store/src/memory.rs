@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::Notify;
 
 use crate::error::Error;
 use crate::lease::{Clock, Lease, Leases, monotonic};
@@ -36,8 +36,9 @@ pub struct Memory {
 struct Shared {
     clock: Clock,
     state: Mutex<State>,
-    /// Sent to on every commit and every change of the faults.
-    wake: watch::Sender<()>,
+    /// Told on every commit and every change of the faults. It wakes watches in the order in which they began to
+    /// wait; tokio's `watch` channel wakes its receivers in a random one.
+    wake: Notify,
 }
 
 #[derive(Default)]
@@ -66,14 +67,14 @@ impl Default for Memory {
 
 impl Memory {
     pub fn new(clock: Clock) -> Self {
-        let shared = Shared { clock, state: Mutex::default(), wake: watch::Sender::new(()) };
+        let shared = Shared { clock, state: Mutex::default(), wake: Notify::new() };
         Self { shared: Arc::new(shared) }
     }
 
     /// Sets how watches misbehave from now on.
     pub fn set_watch_faults(&self, faults: WatchFaults) {
         self.shared.state().faults = faults;
-        self.shared.wake.send_replace(());
+        self.shared.wake.notify_waiters();
     }
 }
 
@@ -188,7 +189,7 @@ impl Store for Memory {
 
     fn commit(&self, txn: Txn) -> BoxFuture<'_, Result<Revision, Error>> {
         let outcome = self.shared.state().commit(txn, (self.shared.clock)());
-        self.shared.wake.send_replace(());
+        self.shared.wake.notify_waiters();
         ready(outcome)
     }
 
@@ -199,8 +200,7 @@ impl Store for Memory {
                 return Err(Error::Compacted { oldest });
             }
             let shared = Arc::clone(&self.shared);
-            let wake = shared.wake.subscribe();
-            Ok(Watch::new(MemoryWatch { shared, wake, prefix: prefix.to_owned(), next: from, again: None }))
+            Ok(Watch::new(MemoryWatch { shared, prefix: prefix.to_owned(), next: from, again: None }))
         }))
     }
 
@@ -237,7 +237,6 @@ impl Store for Memory {
 
 struct MemoryWatch {
     shared: Arc<Shared>,
-    wake: watch::Receiver<()>,
     prefix: String,
     next: Revision,
     /// A batch to be told a second time.
@@ -277,13 +276,14 @@ impl MemoryWatch {
 impl Source for MemoryWatch {
     fn next(&mut self) -> BoxFuture<'_, Result<Batch, Error>> {
         Box::pin(async {
+            let shared = Arc::clone(&self.shared);
             loop {
-                self.wake.mark_unchanged();
+                // Begun before the look, so that a commit between the look and the wait is not missed.
+                let woken = shared.wake.notified();
                 if let Some(batch) = self.try_next()? {
                     return Ok(batch);
                 }
-                // The sender lives in `self.shared`, so it cannot be gone.
-                let _ = self.wake.changed().await;
+                woken.await;
             }
         })
     }
