@@ -2,17 +2,15 @@
 //!
 //! This is what makes a live migration hard, so its rate is what was asked for, in pages a second.
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::filler::Random;
+use crate::knob::{Knob, Pace};
 
 const WORDS_PER_PAGE: usize = 4096 / 8;
 const PAGES_PER_MIB: usize = 256;
 /// Writes are handed out every so often; a rate below 1 / TICK pages is met by skipping ticks.
 const TICK: Duration = Duration::from_millis(5);
-/// A guest that was paused does not make up for the lost time in one burst.
-const CATCH_UP_MAX: Duration = Duration::from_millis(50);
 
 #[derive(Clone, Copy, Default, PartialEq)]
 pub struct Setting {
@@ -24,57 +22,29 @@ pub struct Setting {
 
 #[derive(Default)]
 pub struct Dirtier {
-    setting: Mutex<Setting>,
-    changed: Condvar,
+    setting: Knob<Setting>,
 }
 
 impl Dirtier {
     pub fn setting(&self) -> Setting {
-        *self.lock()
+        self.setting.get()
     }
 
     pub fn set(&self, setting: Setting) {
-        *self.lock() = setting;
-        self.changed.notify_all();
+        self.setting.set(setting);
     }
 
     /// The loop of the dirtier; never returns.
     pub fn run(&self) {
         let mut random = Random::new(0x5eed);
         loop {
-            let setting = self.wait_for_work();
+            let setting = self.setting.wait_for(|setting| setting.pages_per_s > 0 && setting.mib > 0);
             let mut working_set = WorkingSet::allocate(setting.mib, setting.random_percent);
-            self.dirty_until_changed(setting, &mut working_set, &mut random);
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Setting> {
-        self.setting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn wait_for_work(&self) -> Setting {
-        let mut setting = self.lock();
-        while setting.pages_per_s == 0 || setting.mib == 0 {
-            setting = self.changed.wait(setting).unwrap_or_else(PoisonError::into_inner);
-        }
-        *setting
-    }
-
-    fn dirty_until_changed(&self, setting: Setting, working_set: &mut WorkingSet, random: &mut Random) {
-        let mut last = Instant::now();
-        let mut due = 0.0;
-        loop {
-            let elapsed = last.elapsed().min(CATCH_UP_MAX);
-            last = Instant::now();
-            due += elapsed.as_secs_f64() * setting.pages_per_s as f64;
-            for _ in 0..due as u64 {
-                working_set.touch(random.next());
-            }
-            due = due.fract();
-            let current = self.lock();
-            let woken = self.changed.wait_timeout(current, TICK).unwrap_or_else(PoisonError::into_inner);
-            if *woken.0 != setting {
-                return;
+            let mut pace = Pace::new(setting.pages_per_s);
+            while self.setting.stays(setting, TICK) {
+                for _ in 0..pace.take_due() {
+                    working_set.touch(random.next());
+                }
             }
         }
     }

@@ -1,16 +1,22 @@
 //! The program that runs in the tiny guest: something to serve, to measure and to disturb.
 //!
-//! HTTP on port 80 (see `routes`), UDP echo on port 7, a counter on the disk, a memory dirtier, a CPU burner and a
-//! memory filler, and the answer to the power button. Standard library only: it is linked statically.
+//! HTTP on port 80 (see `routes`), UDP echo on port 7, a counter on the disk, a memory dirtier, what a database and a
+//! file server do to memory and disk, a CPU burner and a memory filler, and the answer to the power button. Standard
+//! library only: it is linked statically.
 
 mod burner;
+mod churn;
 mod counter;
+mod database;
 mod dirtier;
 mod echo;
 mod filler;
 mod http;
+mod knob;
 mod power;
 mod routes;
+mod rows;
+mod spare;
 mod system;
 
 use std::sync::Arc;
@@ -27,6 +33,10 @@ pub struct Workload {
     pub dirtier: dirtier::Dirtier,
     pub burner: burner::Burner,
     pub filler: filler::Filler,
+    pub database: database::Database,
+    pub churn: churn::Churn,
+    /// The partition of the counter: behind it, and the others, there may be space.
+    pub partition: Option<String>,
     started: Instant,
     uptime_at_start_s: f64,
 }
@@ -35,12 +45,15 @@ impl Workload {
     fn new(disk: Option<String>) -> Self {
         let boot: String = system::read_line("/proc/sys/kernel/random/boot_id").chars().take(8).collect();
         Self {
-            counter: counter::Counter::open(disk, &boot),
+            counter: counter::Counter::open(disk.clone(), &boot),
             boot,
             requests: AtomicU64::new(0),
             dirtier: dirtier::Dirtier::default(),
             burner: burner::Burner::default(),
             filler: filler::Filler::default(),
+            database: database::Database::default(),
+            churn: churn::Churn::default(),
+            partition: disk,
             started: Instant::now(),
             uptime_at_start_s: system::uptime_s(),
         }
@@ -71,6 +84,8 @@ fn main() {
     spawn("power", power::run);
     spawn("counter", on(&workload, |w| w.counter.run()));
     spawn("dirtier", on(&workload, |w| w.dirtier.run()));
+    spawn("database", on(&workload, |w| w.database.run(w.partition.as_deref())));
+    spawn("churn", on(&workload, |w| w.churn.run(w.partition.as_deref())));
     for cpu in 0..system::cpu_count() {
         spawn("burner", on(&workload, move |w| w.burner.run(cpu)));
     }

@@ -1,8 +1,11 @@
 //! What each path answers. Everything is a GET, so that a person with a browser can play with it.
 
+use crate::churn::MIB_MIN;
+use crate::database::{self, LOG_MIB};
 use crate::dirtier::Setting;
 use crate::filler::{Kind, TooMuch, check_room};
 use crate::http::{Response, Stream};
+use crate::spare::Spare;
 use crate::{Workload, system};
 
 const COUNTER_HZ: u32 = 10;
@@ -20,6 +23,8 @@ pub fn answer(workload: &Workload, path: &str, query: &str) -> Response {
         "/counter/writes" => counter_writes(workload),
         "/download" => download(query),
         "/dirty" => dirty(workload, query),
+        "/database" => database(workload, query),
+        "/churn" => churn(workload, query),
         "/cpu" => cpu(workload, query),
         "/fill" => fill(workload, query),
         _ => Err(Response::refusal(404, "no such page; see /state\n")),
@@ -84,6 +89,30 @@ fn dirty(workload: &Workload, query: &str) -> Answer {
     Ok(Response::text(format!("dirtying {pages_per_s} pages/s of {mib} MiB\n")))
 }
 
+fn database(workload: &Workload, query: &str) -> Answer {
+    let pages_per_s = number(query, "pages_per_s", None)?;
+    let mib = number(query, "mib", Some(workload.database.setting().mib.max(1)))?;
+    if mib > workload.database.setting().mib {
+        check_room(mib).map_err(too_much)?;
+    }
+    check_disk(workload, LOG_MIB)?;
+    workload.database.set(database::Setting { pages_per_s, mib });
+    Ok(Response::text(format!("replacing {pages_per_s} pages/s of {mib} MiB\n")))
+}
+
+fn churn(workload: &Workload, query: &str) -> Answer {
+    let mib_per_s = number(query, "mib_per_s", None)?;
+    check_disk(workload, LOG_MIB + MIB_MIN)?;
+    workload.churn.set(mib_per_s);
+    Ok(Response::text(format!("reading and writing {mib_per_s} MiB/s of files\n")))
+}
+
+/// Refuses what would fail later.
+fn check_disk(workload: &Workload, mib: u64) -> Result<(), Response> {
+    let found = Spare::open(workload.partition.as_deref(), mib);
+    found.map(drop).map_err(|why| Response::refusal(507, format!("{why}\n")))
+}
+
 fn cpu(workload: &Workload, query: &str) -> Answer {
     let percent = number(query, "percent", None)?;
     let max = u64::from(system::cpu_count()) * 100;
@@ -111,20 +140,38 @@ fn state(workload: &Workload) -> String {
     let Setting { pages_per_s, mib, random_percent } = workload.dirtier.setting();
     let [text_mib, random_mib] = [Kind::Text, Kind::Random].map(|kind| workload.filler.held(kind));
     let requests = workload.requests.load(std::sync::atomic::Ordering::Relaxed);
+    let (database, churn) = (workload.database.setting(), workload.churn.seen());
+    let logged = workload.database.seen();
     format!(
         "{{\"hostname\":{},\"boot\":{},\"uptime_s\":{:.3},\"requests\":{requests},\
          \"counter\":{{\"value\":{value},\"hz\":{hz},\"error\":{}}},\
          \"dirty\":{{\"pages_per_s\":{pages_per_s},\"mib\":{mib},\"random_percent\":{random_percent}}},\
+         \"database\":{{\"pages_per_s\":{},\"mib\":{},\"replaced\":{},\"error\":{}}},\
+         \"churn\":{{\"mib_per_s\":{},\"files\":{},\"written\":{},\"read\":{},\"wrong\":{},\"error\":{}}},\
          \"cpu\":{{\"percent\":{},\"count\":{}}},\
          \"fill\":{{\"text_mib\":{text_mib},\"random_mib\":{random_mib}}},\"available_mib\":{}}}\n",
         quote(&workload.hostname()),
         quote(&workload.boot),
         workload.uptime_s(),
-        error.map_or_else(|| "null".to_owned(), |error| quote(&error)),
+        or_null(error),
+        database.pages_per_s,
+        database.mib,
+        logged.replaced,
+        or_null(logged.error),
+        workload.churn.mib_per_s(),
+        churn.files,
+        churn.written,
+        churn.read,
+        churn.wrong,
+        or_null(churn.error),
         workload.burner.percent(),
         system::cpu_count(),
         system::available_mib(),
     )
+}
+
+fn or_null(text: Option<String>) -> String {
+    text.map_or_else(|| "null".to_owned(), |text| quote(&text))
 }
 
 /// A JSON string.
@@ -207,6 +254,8 @@ mod tests {
             "/dirty",
             "/dirty?pages_per_s=x",
             "/dirty?pages_per_s=1&random_percent=101",
+            "/database",
+            "/churn?mib_per_s=x",
             "/download",
             "/download?mib=99999999",
             "/cpu?percent=-1",
@@ -220,6 +269,9 @@ mod tests {
         assert_eq!(ask(&workload, "/nothing").0, 404);
         assert_eq!(ask(&workload, "/fill?mib=99999999").0, 507);
         assert_eq!(ask(&workload, "/fill?mib=1&kind=zeros").0, 400);
+        // Without a disk that has space for them.
+        assert_eq!(ask(&workload, "/database?pages_per_s=1").0, 507);
+        assert_eq!(ask(&workload, "/churn?mib_per_s=1").0, 507);
     }
 
     #[test]
