@@ -90,7 +90,7 @@ impl BenchArgs {
         if self.name != "wan" && (self.row.is_some() || self.fresh) {
             bail!("--row and --fresh are for the benchmark `wan`");
         }
-        self.wish().rows()?;
+        self.wish().wanted()?;
         check_image(&self.image)
     }
 
@@ -100,7 +100,8 @@ impl BenchArgs {
     }
 
     fn wish(&self) -> wan::Wish {
-        wan::Wish { quick: self.quick, row: self.row.clone(), fresh: self.fresh, file: self.file() }
+        let rows = self.file().with_extension("rows.json");
+        wan::Wish { quick: self.quick, row: self.row.clone(), fresh: self.fresh, rows }
     }
 }
 
@@ -114,10 +115,7 @@ pub fn bench(args: &BenchArgs, lab: &Lab, say: Say) -> Result<ExitCode> {
     }
     let table = measured?;
     print!("\n{}", table.render());
-    // Rows are kept by the bench that has them.
-    if args.name != "wan" {
-        table.write(&args.file())?;
-    }
+    table.write(&args.file())?;
     println!("written to {}", args.file().display());
     Ok(if table.all_hold() { ExitCode::SUCCESS } else { MISSED.into() })
 }

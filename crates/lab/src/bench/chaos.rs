@@ -20,7 +20,8 @@ use crate::member::{self, Member};
 use crate::place::Host;
 use crate::user;
 
-const LIMIT: Duration = Duration::from_secs(30);
+/// Within which everything is as it should be again.
+pub const LIMIT: Duration = Duration::from_secs(30);
 const MEMORY: Bytes = Bytes::mib(128);
 /// The third restart in a row waits for seconds, the fourth for half a minute: that is not what is measured here.
 const RESTARTS_MAX: u32 = 2;
@@ -34,8 +35,9 @@ enum Moment {
     Finishing,
 }
 
+/// Who is killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Victim {
+pub enum Victim {
     Server,
     SourceAgent,
     TargetAgent,
@@ -46,7 +48,7 @@ enum Victim {
 }
 
 const MOMENTS: [Moment; 4] = [Moment::Preparing, Moment::Copying, Moment::Resuming, Moment::Finishing];
-const VICTIMS: [Victim; 7] = [
+pub const VICTIMS: [Victim; 7] = [
     Victim::Server,
     Victim::SourceAgent,
     Victim::TargetAgent,
@@ -55,6 +57,22 @@ const VICTIMS: [Victim; 7] = [
     Victim::SourceQemu,
     Victim::TargetQemu,
 ];
+
+impl Victim {
+    /// In a move from one host to another.
+    #[must_use]
+    pub fn process(self, source: Host, target: Host) -> Process {
+        match self {
+            Victim::Server => Process::Server,
+            Victim::SourceAgent => Process::Agent(source),
+            Victim::TargetAgent => Process::Agent(target),
+            Victim::SourceShim => Process::Shim(source),
+            Victim::TargetShim => Process::Shim(target),
+            Victim::SourceQemu => Process::Qemu(source),
+            Victim::TargetQemu => Process::Qemu(target),
+        }
+    }
+}
 
 /// All cases that can be: before the target listens there may be nothing of it to kill.
 fn cases() -> impl Iterator<Item = (Moment, Victim)> {
@@ -108,7 +126,8 @@ struct Done {
     doubles: u64,
 }
 
-async fn set_up(world: &World) -> Result<Name> {
+/// The VM that is moved, where its guest answers.
+pub async fn set_up(world: &World) -> Result<Name> {
     let (vm, image) = (Name::new("victim")?, Name::new("tiny")?);
     world.user.ensure_image(&image, &world.image).await?;
     let made = world.user.ensure_vm(&vm, &image, MEMORY).await?;
@@ -117,7 +136,7 @@ async fn set_up(world: &World) -> Result<Name> {
 }
 
 /// Restarts in a row come later and later. After a start that was asked for, the next crash is the first again.
-async fn rested(world: &World, name: &Name) -> Result<Vm> {
+pub async fn rested(world: &World, name: &Name) -> Result<Vm> {
     let vm = world.user.running(name).await?;
     if vm.decision.as_ref().is_none_or(|decision| decision.restarts < RESTARTS_MAX) {
         return Ok(vm);
@@ -142,15 +161,7 @@ async fn case(world: &World, name: &Name, moment: Moment, victim: Victim) -> Res
     world.guest_answers(watcher, guest).await?;
     let probes = world.probes(watcher, guest, false).await?;
     let held = hold(world, &vm, (source, target), moment).await?;
-    let killed = world.find(match victim {
-        Victim::Server => Process::Server,
-        Victim::SourceAgent => Process::Agent(source),
-        Victim::TargetAgent => Process::Agent(target),
-        Victim::SourceShim => Process::Shim(source),
-        Victim::TargetShim => Process::Shim(target),
-        Victim::SourceQemu => Process::Qemu(source),
-        Victim::TargetQemu => Process::Qemu(target),
-    });
+    let killed = world.find(victim.process(source, target));
     let killed = match killed {
         Ok(member) => member,
         Err(error) => {
@@ -230,7 +241,7 @@ async fn reach(world: &World, migration: &Name, words: &[&str]) -> Result<()> {
 }
 
 /// Waits until everything is as it should be, and says what is not when it takes too long.
-async fn settle(world: &World, vm: &Vm, began: Instant) -> Result<Duration> {
+pub async fn settle(world: &World, vm: &Vm, began: Instant) -> Result<Duration> {
     loop {
         match is_settled(world, vm).await {
             Ok(()) => return Ok(began.elapsed()),

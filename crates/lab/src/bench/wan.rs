@@ -1,20 +1,30 @@
 //! `sterna bench wan`: moves between datacentres over a slow line, each row beside its own baseline.
 //!
-//! Rows are kept in the JSON file as they are finished, and are not measured again unless somebody asks. A row that
+//! Rows are kept in a file of their own as they are finished, and are not measured again unless somebody asks. A row that
 //! fails leaves its reason in the table, and the others go on.
 
 /// Reference case R, and the way back.
 pub mod case;
 /// Disks that go with their VMs.
 pub mod disk;
+/// A fault in every move.
+pub mod faults;
 /// Finished rows.
 pub mod kept;
+/// Guests of other kinds.
+pub mod kinds;
 /// Lines that are cut, slow, long or lossy.
 pub mod line;
+/// What guests do.
+pub mod load;
+/// A database that outlives a move.
+pub mod postgres;
 /// How fast a guest may write.
 pub mod rate;
 /// Line, guests, moves.
 pub mod rig;
+/// Asking a database.
+pub mod sql;
 /// A connection that outlives a move.
 pub mod tcp;
 
@@ -29,7 +39,20 @@ use super::table::Table;
 use super::world::World;
 
 /// In the order in which they run.
-pub const ROWS: [&str; 8] = ["case-r", "return", "outage", "slow", "rtt", "rate", "disk", "tcp"];
+pub const ROWS: &[&str] = &[
+    "case-r",
+    "return",
+    "outage",
+    "slow",
+    "rtt",
+    "rate",
+    "disk",
+    "tcp",
+    "database",
+    "page-cache",
+    "faults",
+    "postgres",
+];
 
 /// What is wanted.
 #[derive(Debug, Clone)]
@@ -39,12 +62,13 @@ pub struct Wish {
     pub row: Option<String>,
     /// Also what is finished already.
     pub fresh: bool,
-    pub file: PathBuf,
+    /// Where finished rows are kept.
+    pub rows: PathBuf,
 }
 
 impl Wish {
     /// The rows that it is about.
-    pub fn rows(&self) -> Result<Vec<&'static str>> {
+    pub fn wanted(&self) -> Result<Vec<&'static str>> {
         match &self.row {
             None => Ok(ROWS.to_vec()),
             Some(name) => match ROWS.iter().find(|row| *row == name) {
@@ -56,10 +80,10 @@ impl Wish {
 }
 
 pub async fn run(world: &World, wish: &Wish) -> Result<Table> {
-    let mut kept = Kept::load(&wish.file)?;
+    let mut kept = Kept::load(&wish.rows)?;
     let rig = Rig::set_up(world).await?;
     let mut failures = Vec::new();
-    for name in wish.rows()? {
+    for name in wish.wanted()? {
         if !wish.fresh && kept.row(name, wish.quick).is_some() {
             println!("row {name}: was finished");
             continue;
@@ -72,7 +96,7 @@ pub async fn run(world: &World, wish: &Wish) -> Result<Table> {
         match measured.await {
             Ok(table) => {
                 kept.put(name, wish.quick, table);
-                kept.save(&wish.file)?;
+                kept.save(&wish.rows)?;
             }
             Err(error) => {
                 println!("row {name}: failed: {error:#}");
@@ -99,6 +123,10 @@ async fn row(rig: &Rig<'_>, name: &str, repeats: usize) -> Result<Table> {
         "rate" => rate::rate(rig).await,
         "disk" => disk::disk(rig, repeats).await,
         "tcp" => tcp::tcp(rig, repeats).await,
+        "database" => kinds::database(rig, repeats).await,
+        "page-cache" => kinds::page_cache(rig, repeats).await,
+        "faults" => faults::faults(rig, if repeats == 1 { 10 } else { 200 }).await,
+        "postgres" => postgres::postgres(rig, repeats).await,
         _ => bail!("there is no row `{name}`"),
     }
 }
@@ -107,7 +135,7 @@ async fn row(rig: &Rig<'_>, name: &str, repeats: usize) -> Result<Table> {
 fn whole(kept: &Kept, wish: &Wish, conditions: &str) -> Result<Table> {
     let mut table = Table::default();
     table.note(conditions);
-    for row in wish.rows()?.into_iter().filter_map(|name| kept.row(name, wish.quick)) {
+    for row in wish.wanted()?.into_iter().filter_map(|name| kept.row(name, wish.quick)) {
         table.notes.extend(row.notes.iter().cloned());
         table.figures.extend(row.figures.iter().cloned());
     }
@@ -133,14 +161,14 @@ mod tests {
     use crate::bench::table::Bar;
 
     fn wish(row: Option<&str>) -> Wish {
-        Wish { quick: false, row: row.map(str::to_owned), fresh: false, file: "wan.json".into() }
+        Wish { quick: false, row: row.map(str::to_owned), fresh: false, rows: "wan.rows.json".into() }
     }
 
     #[test]
     fn one_row_or_all_and_none_that_is_not_there() {
-        assert_eq!(wish(None).rows().unwrap(), ROWS);
-        assert_eq!(wish(Some("return")).rows().unwrap(), ["return"]);
-        assert!(wish(Some("warp")).rows().unwrap_err().to_string().contains("case-r"));
+        assert_eq!(wish(None).wanted().unwrap(), ROWS);
+        assert_eq!(wish(Some("return")).wanted().unwrap(), ["return"]);
+        assert!(wish(Some("warp")).wanted().unwrap_err().to_string().contains("case-r"));
     }
 
     #[test]

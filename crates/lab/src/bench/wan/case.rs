@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::rig::{Load, MEMORY, PATIENCE, Path, Rig, Sample};
+use super::load::Load;
+use super::rig::{MEMORY, PATIENCE, Path, Rig, Sample};
 use crate::bench::plain::Style;
 use crate::bench::table::{Bar, Table, median};
 
@@ -26,27 +27,44 @@ type Field = fn(&Sample) -> f64;
 
 /// The three ways that are compared.
 #[derive(Default)]
-struct Sides {
+pub struct Sides {
     sterna: Vec<Sample>,
     plain: Vec<Sample>,
     multifd: Vec<Sample>,
 }
 
+impl Sides {
+    /// By hand twice, after somebody moved such a guest by Sterna.
+    pub async fn add(&mut self, rig: &Rig<'_>, load: Load<'_>, sterna: Sample) -> Result<()> {
+        let number = self.sterna.len();
+        self.sterna.push(sterna);
+        tell("Sterna", number, self.sterna.last());
+        self.plain.push(by_hand(rig, (Path::R, load), Style::Plain).await?);
+        tell("plain QEMU", number, self.plain.last());
+        self.multifd.push(by_hand(rig, (Path::R, load), Style::MultifdZstd).await?);
+        tell("multifd and zstd", number, self.multifd.last());
+        Ok(())
+    }
+
+    /// Bars are for wire bytes, total time and gap, in this order, beside plain and beside multifd.
+    pub fn compare(&self, table: &mut Table, what: &str, bars: Option<[[f64; 3]; 2]>) {
+        let [plain, multifd] = bars.map_or([None, None], |bars| bars.map(Some));
+        compare(table, (what, "plain", plain), &self.sterna, &self.plain);
+        compare(table, (what, "multifd+zstd", multifd), &self.sterna, &self.multifd);
+        let pause = mid(&self.sterna, |s| s.pause_ms);
+        table.info(&format!("{what}: pause, as the mover measured it"), pause, "ms", None);
+    }
+}
+
 pub async fn case_r(rig: &Rig<'_>, repeats: usize) -> Result<Table> {
     let mut sides = Sides::default();
-    for number in 0..repeats {
-        sides.sterna.push(cold(rig, Path::R, LOAD).await?);
-        tell("Sterna", number, sides.sterna.last());
-        sides.plain.push(by_hand(rig, (Path::R, LOAD), Style::Plain).await?);
-        tell("plain QEMU", number, sides.plain.last());
-        sides.multifd.push(by_hand(rig, (Path::R, LOAD), Style::MultifdZstd).await?);
-        tell("multifd and zstd", number, sides.multifd.last());
+    for _ in 0..repeats {
+        let sterna = cold(rig, Path::R, LOAD).await?;
+        sides.add(rig, LOAD, sterna).await?;
     }
     let mut table = Table::default();
     table.note("case R: 512 MiB guest, 80 Mbit/s, 80 ms round trip, 2,000 sparse page writes a second, pause of 300 ms allowed");
-    compare(&mut table, ("plain", [0.22, 0.24, 0.50]), &sides.sterna, &sides.plain);
-    compare(&mut table, ("multifd+zstd", [0.75, 0.82, 0.30]), &sides.sterna, &sides.multifd);
-    table.info("case R: pause, as the mover measured it", mid(&sides.sterna, |s| s.pause_ms), "ms", None);
+    sides.compare(&mut table, "case R", Some([[0.22, 0.24, 0.50], [0.75, 0.82, 0.30]]));
     Ok(table)
 }
 
@@ -100,20 +118,26 @@ pub async fn way_back(rig: &Rig<'_>, repeats: usize) -> Result<Table> {
     Ok(table)
 }
 
-fn compare(table: &mut Table, (name, bars): (&str, [f64; 3]), ours: &[Sample], base: &[Sample]) {
-    note_unfinished(table, name, base);
+type Compared<'a> = (&'a str, &'a str, Option<[f64; 3]>);
+
+fn compare(table: &mut Table, (what, name, bars): Compared<'_>, ours: &[Sample], base: &[Sample]) {
+    note_unfinished(table, &format!("{what}: {name}"), base);
     let fields: [(&str, &str, Field); 3] = [
         ("wire bytes", "MB", |s| s.bytes / MB),
         ("total time", "s", |s| s.seconds),
         ("gap", "ms", |s| s.gap_ms),
     ];
-    for ((what, unit, field), bar) in fields.into_iter().zip(bars) {
-        let (value, base) = (mid(ours, field), mid(base, field));
-        table.info(&format!("case R: {what}, beside {name}"), value, unit, finite(base));
+    for (index, (field, unit, of)) in fields.into_iter().enumerate() {
+        let (value, base) = (mid(ours, of), mid(base, of));
+        table.info(&format!("{what}: {field}, beside {name}"), value, unit, finite(base));
         // Without a baseline there is no ratio: the note says why.
-        if base.is_finite() {
-            let label = format!("case R: {what} / {name}");
-            table.bar(&label, value / base, "x", Bar::AtMost(bar), Some(1.0));
+        if !base.is_finite() {
+            continue;
+        }
+        let (label, ratio) = (format!("{what}: {field} / {name}"), value / base);
+        match bars {
+            Some(bars) => table.bar(&label, ratio, "x", Bar::AtMost(bars[index]), Some(1.0)),
+            None => table.info(&label, ratio, "x", Some(1.0)),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Disks that go with their VMs: what a second VM of the same image costs, and what the guest's own writes wait for.
 
-use std::path::{Path as File, PathBuf};
+use std::path::Path as File;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,7 @@ use crate::bench::table::{Bar, Table, median};
 const MEMORY: Bytes = Bytes::mib(128);
 /// The image's own bytes, which no compression makes smaller.
 const CONTENT: usize = 128 << 20;
-const IMAGE: &str = "template";
+pub const IMAGE: &str = "template";
 const WRITES: &[&str] = &["/counter/start?hz=50"];
 const PORT: u16 = 10_809;
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -30,8 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(300);
 const IN_STEP: Duration = Duration::from_secs(5);
 
 pub async fn disk(rig: &Rig<'_>, repeats: usize) -> Result<Table> {
-    let template = Template::make(&rig.world.lab.dir, &rig.world.image).await?;
-    rig.world.user.ensure_image(&Name::new(IMAGE)?, &template.file).await?;
+    let template = Template::make(rig).await?;
     let (mut first, mut second, mut waits, mut mirrored) = (vec![], vec![], vec![], vec![]);
     for number in 0..repeats {
         let memory = memory_alone(rig).await?;
@@ -64,14 +63,15 @@ pub async fn disk(rig: &Rig<'_>, repeats: usize) -> Result<Table> {
 }
 
 /// The tiny image with content behind its partitions, which the guest leaves alone.
-struct Template {
-    file: PathBuf,
-    allocated: u64,
+pub struct Template {
+    pub allocated: u64,
     size: u64,
 }
 
 impl Template {
-    async fn make(dir: &File, tiny: &File) -> Result<Self> {
+    /// And imports it as the image [`IMAGE`].
+    pub async fn make(rig: &Rig<'_>) -> Result<Self> {
+        let (dir, tiny) = (&rig.world.lab.dir, &rig.world.image);
         let (raw, file) = (dir.join("template.raw"), dir.join("template.qcow2"));
         qemu_img(&["convert", "-O", "raw", &text(tiny), &text(&raw)]).await?;
         let grown = raw.clone();
@@ -86,7 +86,8 @@ impl Template {
         qemu_img(&["convert", "-f", "raw", "-O", "qcow2", &text(&raw), &text(&file)]).await?;
         std::fs::remove_file(&raw).context("remove the raw image")?;
         let allocated = std::fs::metadata(&file).context("look at the image")?.len();
-        Ok(Self { file, allocated, size })
+        rig.world.user.ensure_image(&Name::new(IMAGE)?, &file).await?;
+        Ok(Self { allocated, size })
     }
 }
 
@@ -194,7 +195,8 @@ async fn mirror(qmp: &Client, host: &str) -> Result<()> {
     }
 }
 
-async fn qemu_img(arguments: &[&str]) -> Result<()> {
+/// Runs it to its end.
+pub async fn qemu_img(arguments: &[&str]) -> Result<()> {
     let output = Command::new("qemu-img").args(arguments).output().await.context("run qemu-img")?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "qemu-img {}: {}", arguments.join(" "), said.trim());

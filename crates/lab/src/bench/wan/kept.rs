@@ -1,4 +1,4 @@
-//! Rows that are finished, in the JSON file: a run that was interrupted goes on after them.
+//! Rows that are finished, in a file of their own: a run that was interrupted goes on after them.
 
 use std::path::Path;
 

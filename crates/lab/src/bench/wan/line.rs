@@ -6,7 +6,8 @@ use anyhow::{Context, Result, ensure};
 use tokio::time::sleep;
 
 use super::case::{self, LOAD, MB, finite, mid, tell};
-use super::rig::{Load, MEMORY, Path, Rig, Sample};
+use super::load::Load;
+use super::rig::{MEMORY, Path, Rig, Sample};
 use crate::bench::plain::Style;
 use crate::bench::table::{Bar, Table, median};
 

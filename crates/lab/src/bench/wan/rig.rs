@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use serde_json::{Value, json};
+use serde_json::json;
 use sterna_base::units::{Bytes, Span};
 use sterna_client::object::{Filter, New, Patch};
 use sterna_client::vm::{Ask, Boot, Move, Vm};
@@ -16,7 +16,8 @@ use sterna_model::pool::{PoolKind, PoolSpec};
 use sterna_model::vm::Place;
 use tokio::time::{sleep, timeout};
 
-use crate::bench::plain::{self, Hand, Style, Terms};
+use super::load::{self, Load};
+use crate::bench::plain::{self, Hand, Machine, Style, Terms};
 use crate::bench::world::World;
 use crate::place::{Host, Pair};
 use crate::user::{self, User};
@@ -81,26 +82,23 @@ pub struct ByHand {
     pub hand: Hand,
 }
 
-/// What a guest does while it moves, in requests to its workload.
-pub type Load<'a> = &'a [&'a str];
-
 pub const MEMORY: Bytes = Bytes::mib(512);
 /// The longest pause asked for, of both.
 pub const PAUSE: Span = Span::from_millis(300);
 /// By hand a move is given up after this.
 pub const PATIENCE: Duration = Duration::from_secs(150);
 /// Sterna's may take longer, but not for ever.
-const STERNA_PATIENCE: Duration = Duration::from_secs(900);
+pub const STERNA_PATIENCE: Duration = Duration::from_secs(900);
 /// After the guest is back, before the client stops.
-const SETTLE: Duration = Duration::from_secs(2);
+pub const SETTLE: Duration = Duration::from_secs(2);
 /// A guest first fills its working set, with a whole CPU: what is measured is the load after it.
 const WORK_IN: Duration = Duration::from_secs(3);
 /// Filling memory takes an emulated guest longer than a request may.
-const FILL: Duration = Duration::from_secs(180);
+const BEGIN: Duration = Duration::from_secs(180);
 /// A volume goes after its VM, also where the line between them is slow.
 const GONE: Duration = Duration::from_secs(60);
 /// In a shared folder that hosts of both datacentres see: its volumes stay where they are.
-const POOL: &str = "everywhere";
+pub const POOL: &str = "everywhere";
 
 #[derive(Clone, Copy)]
 pub struct Rig<'a> {
@@ -111,6 +109,8 @@ pub struct Rig<'a> {
     pub away: Host,
     /// Where the client is: another host of the datacentre that is left.
     pub client: Host,
+    /// How large guests' disks are; absent: as their image.
+    disk: Option<Bytes>,
     line: Pair,
 }
 
@@ -122,7 +122,7 @@ impl<'a> Rig<'a> {
         let home = near.next().context("no host")?;
         let client = near.next().context("no second host")?;
         let away = Host::of(far).next().context("no host on the other side")?;
-        let rig = Self { world, home, away, client, line };
+        let rig = Self { world, home, away, client, disk: None, line };
         rig.path(Path::FAST)?;
         world.user.ensure_image(&Name::new("tiny")?, &world.image).await?;
         std::fs::create_dir_all(rig.pool()).context("make the pool that both datacentres see")?;
@@ -141,11 +141,17 @@ impl<'a> Rig<'a> {
         Ok(Self { client, ..self })
     }
 
-    fn user(&self) -> &User {
+    /// The same with guests whose disks are so large.
+    #[must_use]
+    pub fn with_disks_of(self, size: Bytes) -> Self {
+        Self { disk: Some(size), ..self }
+    }
+
+    pub fn user(&self) -> &User {
         &self.world.user
     }
 
-    fn pool(&self) -> PathBuf {
+    pub fn pool(&self) -> PathBuf {
         self.world.lab.dir.join(POOL)
     }
 
@@ -181,7 +187,7 @@ impl<'a> Rig<'a> {
     }
 
     /// With its volumes: the next guest of that name makes its own.
-    async fn remove(&self, name: &Name) -> Result<()> {
+    pub async fn remove(&self, name: &Name) -> Result<()> {
         let gone = self.user().client.vms().delete(name).await?;
         self.user().done(&gone).await?;
         let until = Instant::now() + GONE;
@@ -207,11 +213,18 @@ impl<'a> Rig<'a> {
         memory: Bytes,
         (image, pool): (&str, Option<&str>),
     ) -> Result<Guest> {
+        let ask = Ask { image: Some(Name::new(image)?), memory: Some(memory), ..Ask::default() };
+        let guest = self.make(name, ask, pool).await?;
+        self.world.guest_answers(self.client, guest.address).await?;
+        Ok(guest)
+    }
+
+    /// A VM at home, as it is asked for; whether its guest answers yet is for who asks.
+    pub async fn make(&self, name: &str, ask: Ask, pool: Option<&str>) -> Result<Guest> {
         let (name, vms) = (Name::new(name)?, self.user().client.vms());
         let home = Place { host: Some(Name::new(&self.home.name())?), ..Place::default() };
-        let (image, memory) = (Some(Name::new(image)?), Some(memory));
-        let ask = Ask { image, memory, place: Some(home), ..Ask::default() };
-        let boot = Boot { pool: pool.map(Name::new).transpose()?, size: None };
+        let ask = Ask { place: Some(home), ..ask };
+        let boot = Boot { pool: pool.map(Name::new).transpose()?, size: self.disk };
         let made = vms.create_with(&New::named(name.clone(), ask), &boot).await?;
         self.user().done(&made).await?;
         self.user().running(&name).await?;
@@ -219,7 +232,6 @@ impl<'a> Rig<'a> {
         vms.patch(&name, &Patch::of(json!({ "place": { "host": null } }))).await?;
         let vm = vms.get(&name).await?;
         let address = user::address(&vm)?;
-        self.world.guest_answers(self.client, address).await?;
         Ok(Guest { vm, address })
     }
 
@@ -230,13 +242,25 @@ impl<'a> Rig<'a> {
 
     /// The same of another image.
     pub async fn by_hand_of(&self, name: &str, memory: Bytes, image: &str) -> Result<ByHand> {
-        let Guest { vm, address } = self.guest_of(name, memory, (image, Some(POOL))).await?;
-        let stopped = self.user().client.vms().stop(vm.name(), true).await?;
-        self.user().done(&stopped).await?;
-        let (machine, places) = plain::twin(self.world, &vm, &self.pool(), [self.home, self.away]).await?;
+        let (guest, machine, places) = self.twin(name, memory, image).await?;
         let hand = Hand::boot(machine, places).await?;
-        self.world.guest_answers(self.client, address).await?;
-        Ok(ByHand { guest: Guest { vm, address }, hand })
+        self.world.guest_answers(self.client, guest.address).await?;
+        Ok(ByHand { guest, hand })
+    }
+
+    /// A VM that is stopped again, and what somebody else needs to run its guest at home and away.
+    pub async fn twin(
+        &self,
+        name: &str,
+        memory: Bytes,
+        image: &str,
+    ) -> Result<(Guest, Machine, [plain::Place; 2])> {
+        let guest = self.guest_of(name, memory, (image, Some(POOL))).await?;
+        let stopped = self.user().client.vms().stop(guest.name(), true).await?;
+        self.user().done(&stopped).await?;
+        let hosts = [self.home, self.away];
+        let (machine, places) = plain::twin(self.world, &guest.vm, &self.pool(), hosts).await?;
+        Ok((guest, machine, places))
     }
 
     /// Lets the guest do this, and waits until it does.
@@ -250,21 +274,25 @@ impl<'a> Rig<'a> {
 
     async fn tell(&self, guest: &Guest, path: &str) -> Result<()> {
         let asked = self.world.ask_guest(self.client, guest.address, path).await;
-        if !path.starts_with("/fill") {
+        if !load::is_slow(path) {
             return asked.map(drop);
         }
-        // The guest goes on filling when the answer is too late. It answers no question about it meanwhile.
-        let until = Instant::now() + FILL;
-        let (kind, mib) = fill_of(path).context("read what to fill")?;
+        // The guest goes on when its answer is too late. It may answer no question about it meanwhile.
+        let until = Instant::now() + BEGIN;
         loop {
-            let state = self.world.ask_guest(self.client, guest.address, "/state").await;
-            let held = state.ok().and_then(|state| serde_json::from_str::<Value>(&state).ok());
-            if held.is_some_and(|state| state["fill"][format!("{kind}_mib")] == mib) {
+            let state = self.state(guest).await;
+            if state.is_ok_and(|state| load::is_under_way(path, &state)) {
                 return Ok(());
             }
-            ensure!(Instant::now() < until, "the guest does not fill its memory with {mib} MiB of {kind}");
+            ensure!(Instant::now() < until, "the guest does not do {path}: {asked:?}");
             sleep(Duration::from_millis(500)).await;
         }
+    }
+
+    /// What the guest says of itself.
+    pub async fn state(&self, guest: &Guest) -> Result<load::State> {
+        let text = self.world.ask_guest(self.client, guest.address, "/state").await?;
+        serde_json::from_str(&text).context("understand the guest")
     }
 
     /// Sterna moves it; whoever asks for it fails when it does not arrive.
@@ -339,12 +367,6 @@ impl<'a> Rig<'a> {
     }
 }
 
-/// Kind and amount in `/fill?mib=N&kind=KIND`.
-fn fill_of(path: &str) -> Option<(&str, u64)> {
-    let value = |key: &str| path.split(['?', '&']).find_map(|pair| pair.strip_prefix(key));
-    Some((value("kind=")?, value("mib=")?.parse().ok()?))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -354,11 +376,5 @@ mod tests {
         assert_eq!(Path::R.settings().queue_bytes, 800_000);
         assert_eq!(Path::R.settings().delay_us, 40_000);
         assert_eq!(Path { rtt_ms: 0, ..Path::R }.settings().queue_bytes, 256 << 10);
-    }
-
-    #[test]
-    fn what_to_fill_is_read_from_the_request() {
-        assert_eq!(fill_of("/fill?mib=64&kind=text"), Some(("text", 64)));
-        assert_eq!(fill_of("/fill?mib=64"), None);
     }
 }
