@@ -33,6 +33,11 @@ jq|reads cargo metadata for the arrows check
 shellcheck|checks the scripts
 busybox-static|plays a guest that asks for its address
 "
+# Nothing of them is started: the benchmark does that, in folders of its own.
+readonly PACKAGES_BENCH_WAN="
+libvirt-daemon|another manager, beside which moves are measured
+libvirt-clients|its command
+"
 readonly PACKAGES_DEBIAN_IMAGE="
 mmdebstrap|builds the debian guest's file system
 e2fsprogs|writes an ext4 file system without mounting it

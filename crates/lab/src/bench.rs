@@ -4,6 +4,8 @@
 pub mod api;
 /// Every process killed in every phase.
 pub mod chaos;
+/// Another manager, as a baseline.
+pub mod libvirt;
 /// Moves against plain QEMU driven by hand.
 pub mod migration;
 /// The baseline: two QEMU processes driven by hand.

@@ -13,6 +13,8 @@ pub mod faults;
 pub mod kept;
 /// Guests of other kinds.
 pub mod kinds;
+/// Beside another manager.
+pub mod libvirt;
 /// Lines that are cut, slow, long or lossy.
 pub mod line;
 /// What guests do.
@@ -52,6 +54,7 @@ pub const ROWS: &[&str] = &[
     "page-cache",
     "faults",
     "postgres",
+    "libvirt",
 ];
 
 /// What is wanted.
@@ -127,6 +130,7 @@ async fn row(rig: &Rig<'_>, name: &str, repeats: usize) -> Result<Table> {
         "page-cache" => kinds::page_cache(rig, repeats).await,
         "faults" => faults::faults(rig, if repeats == 1 { 10 } else { 200 }).await,
         "postgres" => postgres::postgres(rig, repeats).await,
+        "libvirt" => libvirt::libvirt(rig, repeats).await,
         _ => bail!("there is no row `{name}`"),
     }
 }
