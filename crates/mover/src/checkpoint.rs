@@ -16,16 +16,20 @@
 
 /// A finished checkpoint, as pages to refer to.
 pub mod read;
+/// Contents for one session only.
+pub mod scratch;
 /// The checkpoints of one host, within bounds of space and time.
 pub mod shelf;
 /// A checkpoint while it grows.
 pub mod write;
 
+mod pieces;
 mod seal;
 
 use std::fmt;
 
 pub use read::Checkpoint;
+pub use scratch::Scratch;
 pub use shelf::{Limits, Shelf};
 pub use write::Writer;
 

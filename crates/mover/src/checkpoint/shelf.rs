@@ -8,7 +8,8 @@ use std::time::{Duration, SystemTime};
 
 use sterna_base::file;
 
-use super::{Checkpoint, CheckpointId, Error, HostKey, Writer};
+use super::{Checkpoint, CheckpointId, Error, HostKey, Scratch, Writer};
+use crate::hash::Key;
 
 const FINISHED: &str = "checkpoint";
 const GROWING: &str = "growing";
@@ -66,9 +67,17 @@ impl Shelf {
 
     /// Begins a checkpoint of a guest, which counts once its session was committed.
     pub fn begin(&self, vm: [u8; 16]) -> Result<Writer, Error> {
+        Writer::create(self, vm, &self.growing(&hex(&vm)))
+    }
+
+    /// Begins to gather contents that are named under this key, at most so many.
+    pub fn scratch(&self, key: &Key, pages_max: usize) -> Result<Scratch, Error> {
+        Scratch::create(&self.growing("scratch"), key, pages_max, self.limits().bytes_each)
+    }
+
+    fn growing(&self, what: &str) -> PathBuf {
         let number = self.0.begun.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{}-{}-{number}.{GROWING}", hex(&vm), std::process::id());
-        Writer::create(self, vm, &self.0.folder.join(name))
+        self.0.folder.join(format!("{what}-{}-{number}.{GROWING}", std::process::id()))
     }
 
     /// The newest checkpoint of a guest. One that cannot be read is removed: it would stand in the way of the next.

@@ -124,3 +124,29 @@ fn space_and_time_are_bounded() {
     shelf.sweep(SystemTime::now() + Duration::from_secs(1100)).unwrap();
     assert!(names(&folder).is_empty());
 }
+
+#[test]
+fn what_is_gathered_for_one_session_is_there_once_and_leaves_no_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut scratch = shelf(&folder).scratch(&Key([1; 32]), 100).unwrap();
+    for content in (0..60).map(page).chain((0..60).map(page)) {
+        assert!(scratch.take(&content).unwrap());
+    }
+    assert!(names(&folder).is_empty());
+    let (mut contents, hashes) = scratch.finish().unwrap();
+    // The first is nothing but zeros.
+    assert_eq!(hashes, (1..60).map(|seed| name(&page(seed))).collect::<Vec<_>>());
+    let mut content = [0; PAGE_BYTES];
+    for seed in (1..60).rev() {
+        assert!(contents.read(&name(&page(seed)), &mut content) && content == page(seed), "page {seed}");
+    }
+    assert!(!contents.contains(&name(&page(60))) && !contents.read(&name(&page(60)), &mut content));
+}
+
+#[test]
+fn no_more_is_gathered_than_there_is_room_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut scratch = shelf(&folder).scratch(&Key([1; 32]), 10).unwrap();
+    let taken = (0..60).take_while(|seed| scratch.take(&page(*seed)).unwrap()).count();
+    assert_eq!((taken, scratch.finish().unwrap().1.len()), (11, 10));
+}

@@ -10,6 +10,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::message::Message;
 use super::return_path::ReturnPath;
+use super::target::OFFERED_MAX;
 use super::{Error, Left, Outcome, Progress, Refused, Shared, take_leave};
 use crate::codec::encoder::Held;
 use crate::codec::level::Meter;
@@ -292,6 +293,7 @@ async fn open(
 ) -> Result<bool, Error> {
     let id = options.checkpoint.as_ref().map(|shared| shared.id);
     link.sender.send(Kind::Message, Message::open(&options.settings, id).payload()).await?;
+    let mut offered = 0;
     loop {
         let frame = tokio::select! {
             frame = link.urgent.recv() => frame?,
@@ -308,7 +310,13 @@ async fn open(
             },
         };
         match Message::parse(&frame.payload).ok_or(Error::OutOfPlace)? {
-            Message::Offer(hashes) => encoder.on_offered(hashes),
+            Message::Offer(hashes) => {
+                offered += hashes.len();
+                if offered > OFFERED_MAX {
+                    return Err(Error::OutOfPlace);
+                }
+                encoder.on_offered(hashes);
+            }
             Message::Accept { has_checkpoint } => {
                 let shared = options.checkpoint.filter(|_| has_checkpoint);
                 shared.into_iter().for_each(|shared| encoder.memory().share(shared.pages));

@@ -1,5 +1,6 @@
 //! Where memory goes to: rebuilds the stream, and gives its end to QEMU only when all of it is right.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,6 +21,8 @@ use crate::link::{Link, Receiver, Sender};
 
 /// QEMU's words on the return path are short.
 const READ_BYTES: usize = 64 << 10;
+/// Names that may be offered to one source: of a GiB of pages, 4 MiB on the way there.
+pub const OFFERED_MAX: usize = 1 << 18;
 
 /// What the caller must know, in order.
 #[derive(Debug)]
@@ -34,11 +37,16 @@ pub enum TargetEvent {
     Ended(Outcome),
 }
 
-/// Pages that only this side has, say of an image; they must stay as they are until the session ends.
+/// Pages that only this side has, say another guest's; they must stay as they are until the session ends.
 pub struct Offers {
     pub pages: Box<dyn Dictionary>,
+    /// In the order in which reading them is cheap.
     pub hashes: Vec<PageHash>,
 }
+
+/// Makes offers, once it is known under which key the source names its pages. It may take seconds, on a thread that may
+/// be blocked; the source's guest runs meanwhile. Not asked where both sides have a checkpoint of the guest itself.
+pub type Offering = Box<dyn FnOnce(&Key) -> Option<Offers> + Send>;
 
 /// Memory that a session may take here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,7 +62,7 @@ pub struct Options {
     /// The most that the source may ask for.
     pub most: Bounds,
     pub checkpoint: Option<Shared>,
-    pub offers: Option<Offers>,
+    pub offers: Option<Offering>,
     pub keeper: Option<Box<dyn Keeper>>,
 }
 
@@ -170,19 +178,42 @@ async fn open(link: &mut Link, options: &mut Options, events: &Events) -> Result
     let has_checkpoint = shared.is_some();
     shared.into_iter().for_each(|shared| decoder.memory().share(shared.pages));
     options.keeper.take().into_iter().for_each(|keeper| decoder.memory().keep_in(keeper));
-    if let Some(mut offers) = options.offers.take() {
-        let mut page = [0; PAGE_BYTES];
-        // Only what is here and what it claims to be.
-        offers
-            .hashes
-            .retain(|hash| offers.pages.read(hash, &mut page) && PageHash::of(&settings.key, &page) == *hash);
-        decoder.offer(offers.pages);
-        for part in offers.hashes.chunks(OFFER_MAX) {
-            link.sender.send(Kind::Message, Message::Offer(part.to_vec()).payload()).await?;
-        }
+    if let Some(make) = options.offers.take().filter(|_| !has_checkpoint) {
+        offer(&link.sender, &mut decoder, make, settings.key).await?;
     }
     link.sender.send(Kind::Message, Message::Accept { has_checkpoint }.payload()).await?;
     Ok(decoder)
+}
+
+async fn offer(sender: &Sender, decoder: &mut Decoder, make: Offering, key: Key) -> Result<(), Error> {
+    let making = tokio::task::spawn_blocking(move || make(&key).map(|offers| sifted(offers, &key)));
+    let offers = match making.await {
+        Ok(Some(offers)) => offers,
+        Ok(None) => return Ok(()),
+        Err(error) => {
+            tracing::error!(%error, "no pages are offered");
+            return Ok(());
+        }
+    };
+    decoder.offer(offers.pages);
+    for part in offers.hashes.chunks(OFFER_MAX) {
+        sender.send(Kind::Message, Message::Offer(part.to_vec()).payload()).await?;
+    }
+    Ok(())
+}
+
+/// Only what is worth a name, is here, and is what it claims to be.
+fn sifted(mut offers: Offers, key: &Key) -> Offers {
+    let (mut page, mut seen) = ([0; PAGE_BYTES], HashSet::new());
+    let Offers { pages, hashes } = &mut offers;
+    hashes.retain(|hash| {
+        *hash != PageHash::ZERO
+            && seen.len() < OFFERED_MAX
+            && seen.insert(*hash)
+            && pages.read(hash, &mut page)
+            && PageHash::of(key, &page) == *hash
+    });
+    offers
 }
 
 /// From the link to QEMU's socket.
