@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use sterna_base::units::{Bytes, Span};
 use sterna_model::forecast::LoadSample;
+use sterna_model::line::Line;
 use sterna_model::meta::Name;
 use sterna_model::migration::Progress;
-use sterna_wire::assignment::{Carry, Machine};
+use sterna_wire::assignment::{Carry, Machine, Outgoing};
 use sterna_wire::shim::ExitRecord;
 use tokio::sync::mpsc;
 use uuid::Uuid;
@@ -164,6 +165,14 @@ pub enum GuestError {
     Unclear(String),
 }
 
+/// Where a target takes its memory in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listening {
+    pub at: SocketAddr,
+    /// How the source's copy has to call. `None`: in clear, or it is the mover that listens.
+    pub line: Option<Line>,
+}
+
 /// What a source is told to keep to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -206,12 +215,14 @@ pub trait Guest: Clone + Send + Sync + 'static {
     fn press_power_button(&self) -> impl Future<Output = Result<(), GuestError>> + Send;
     fn reset(&self) -> impl Future<Output = Result<(), GuestError>> + Send;
 
-    /// Target: listens, once in the life of a copy; asked again, answers the same address.
+    /// Target: listens, once in the life of a copy; asked again, answers the same. With `channels`: for one copy that calls
+    /// the other, encrypted.
     fn listen(
         &self,
         at: IpAddr,
         carry: Option<&Carry>,
-    ) -> impl Future<Output = Result<SocketAddr, GuestError>> + Send;
+        channels: Option<u8>,
+    ) -> impl Future<Output = Result<Listening, GuestError>> + Send;
 
     /// Target, after completion: takes the image locks while still paused.
     fn activate_disks(&self) -> impl Future<Output = Result<(), GuestError>> + Send;
@@ -227,8 +238,7 @@ pub trait Guest: Clone + Send + Sync + 'static {
     /// Source: starts to send; answers at once.
     fn send(
         &self,
-        to: SocketAddr,
-        carry: Option<&Carry>,
+        outgoing: &Outgoing,
         limits: Limits,
     ) -> impl Future<Output = Result<(), GuestError>> + Send;
 

@@ -3,10 +3,12 @@
 //! ```text
 //! RUN_DIR/vm/UID/            root's: launch.json, run.json, exit.json, shim.sock, agent.json
 //! RUN_DIR/vm/UID/q/          QEMU's user's: serial.sock, vnc.sock, agent.sock, serial.log
+//! RUN_DIR/vm/UID/line/       root's, with what QEMU's user may read: the key of a move
 //! ```
 
 mod blueprint;
 mod guest;
+mod line;
 mod look;
 
 use std::ffi::OsString;
@@ -27,6 +29,7 @@ use crate::carrier::Carriers;
 use crate::hypervisor::{Blueprint, Happenings, Hypervisor, Look, SpawnFailed};
 pub use blueprint::node_of;
 pub use guest::QemuGuest;
+pub use look::process_of;
 
 /// The directory inside a VM's run directory that belongs to QEMU's user.
 pub const QEMU_DIR: &str = "q";

@@ -34,13 +34,14 @@ struct Pair {
 fn carry(host: &Host, epoch: u64, peer: &str) -> Option<Carry> {
     let is_shared = host.disk().parent() != Some(host.folder());
     let disks = if is_shared { vec![] } else { vec![0] };
-    Some(Carry { session: Uuid::from_u128(u128::from(epoch)), peer: name(peer), disks })
+    Some(Carry { session: Uuid::from_u128(u128::from(epoch)), peer: name(peer), disks, siblings: vec![] })
 }
 
 fn incoming(host: &Host, epoch: u64, peer: &str) -> VmAssignment {
     let (listen, machine) = ("127.0.0.1".parse().unwrap(), Box::new(host.machine()));
     let migration = name(&format!("m{epoch}"));
-    order(UID, epoch, Role::Incoming { migration, machine, listen, carry: carry(host, epoch, peer) })
+    let carry = carry(host, epoch, peer);
+    order(UID, epoch, Role::Incoming { migration, machine, listen, carry, channels: None })
 }
 
 fn sends(host: &Host, epoch: u64, to: SocketAddr, peer: &str) -> VmAssignment {
@@ -48,6 +49,7 @@ fn sends(host: &Host, epoch: u64, to: SocketAddr, peer: &str) -> VmAssignment {
         migration: name(&format!("m{}", epoch + 1)),
         to,
         carry: carry(host, epoch + 1, peer),
+        line: None,
         max_downtime: Span::from_millis(300),
         cancel: false,
     };
@@ -60,7 +62,7 @@ fn continues(host: &Host, epoch: u64, migration: &str) -> VmAssignment {
 
 fn listens(host: &Host) -> Option<SocketAddr> {
     match host.side(UID) {
-        Some(SideState::Listening { at }) => Some(at.parse().unwrap()),
+        Some(SideState::Listening { at, .. }) => Some(at.parse().unwrap()),
         _ => None,
     }
 }

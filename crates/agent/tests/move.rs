@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use sterna_base::units::Span;
+use sterna_model::line::{Line, LineKey};
 use sterna_model::migration::SideState;
 use sterna_model::vm::{CopyState, Exit, Power};
 use sterna_qemu::boot::{self, Pace};
@@ -26,19 +27,29 @@ fn shim_entry() {
 struct Pair {
     a: Host,
     b: Host,
+    /// Of the line between them; `None`: in clear.
+    channels: Option<u8>,
     disk: PathBuf,
     folder: tempfile::TempDir,
 }
 
-fn incoming(host: &Host, epoch: u64, migration: &str) -> VmAssignment {
+/// Where and how the target wants to be called.
+type Call = (SocketAddr, Option<Line>);
+
+fn incoming(host: &Host, epoch: u64, migration: &str, channels: Option<u8>) -> VmAssignment {
     let listen = "127.0.0.1".parse().unwrap();
     let machine = Box::new(host.machine());
-    order(UID, epoch, Role::Incoming { migration: name(migration), machine, listen, carry: None })
+    let migration = name(migration);
+    order(UID, epoch, Role::Incoming { migration, machine, listen, carry: None, channels })
 }
 
-fn sends(host: &Host, epoch: u64, to: SocketAddr, cancel: bool) -> VmAssignment {
-    let outgoing =
-        Outgoing { migration: name("m"), to, carry: None, max_downtime: Span::from_millis(300), cancel };
+fn outgoing(migration: &str, (to, line): &Call, cancel: bool) -> Outgoing {
+    let (migration, max_downtime) = (name(migration), Span::from_millis(300));
+    Outgoing { migration, to: *to, carry: None, line: line.clone(), max_downtime, cancel }
+}
+
+fn sends(host: &Host, epoch: u64, call: &Call, cancel: bool) -> VmAssignment {
+    let outgoing = outgoing("m", call, cancel);
     owns(UID, epoch, Owner { outgoing: Some(outgoing), ..host.owner() })
 }
 
@@ -46,9 +57,9 @@ fn continues(host: &Host, epoch: u64) -> VmAssignment {
     owns(UID, epoch, Owner { continues: Some(name("m")), ..host.owner() })
 }
 
-fn listens(host: &Host) -> Option<SocketAddr> {
+fn listens(host: &Host) -> Option<Call> {
     match host.side(UID) {
-        Some(SideState::Listening { at }) => Some(at.parse().unwrap()),
+        Some(SideState::Listening { at, line }) => Some((at.parse().unwrap(), line)),
         _ => None,
     }
 }
@@ -58,21 +69,25 @@ fn is_released(host: &Host) -> bool {
 }
 
 impl Pair {
-    /// The guest runs on `a` under epoch 3.
+    /// The guest runs on `a` under epoch 3, and goes over one encrypted connection.
     async fn new(qemu: &(PathBuf, Version)) -> Self {
+        Self::with(qemu, Some(0)).await
+    }
+
+    async fn with(qemu: &(PathBuf, Version), channels: Option<u8>) -> Self {
         let folder = folder();
         let disk = disk(folder.path(), &boot::writer(Pace::Flat));
         let a = Host::start(&folder.path().join("a"), qemu, &disk);
         let b = Host::start(&folder.path().join("b"), qemu, &disk);
         a.order(vec![owns(UID, 3, a.owner())]);
         a.runs(UID, 3).await;
-        let pair = Self { a, b, disk, folder };
+        let pair = Self { a, b, channels, disk, folder };
         pair.writes().await;
         pair
     }
 
-    async fn prepare(&self) -> SocketAddr {
-        self.b.order(vec![incoming(&self.b, 4, "m")]);
+    async fn prepare(&self) -> Call {
+        self.b.order(vec![incoming(&self.b, 4, "m", self.channels)]);
         eventually("the target listens", || listens(&self.b).is_some()).await;
         listens(&self.b).unwrap()
     }
@@ -80,7 +95,7 @@ impl Pair {
     /// Until the source has let go and the target has everything.
     async fn hand_over(&self) {
         let to = self.prepare().await;
-        self.a.order(vec![sends(&self.a, 3, to, false)]);
+        self.a.order(vec![sends(&self.a, 3, &to, false)]);
         eventually("the source let go", || is_released(&self.a)).await;
         eventually("the target has it", || self.b.side(UID) == Some(SideState::Loaded)).await;
     }
@@ -104,8 +119,10 @@ impl Pair {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guest_moves_and_the_old_copy_goes() {
-    for qemu in [7, 10].into_iter().filter_map(qemu) {
-        let pair = Pair::new(&qemu).await;
+    // QEMU 7.2 is told to use one connection alone.
+    let ways = [(7, None), (7, Some(0)), (10, None), (10, Some(0)), (10, Some(2))];
+    for (qemu, channels) in ways.into_iter().filter_map(|(major, channels)| Some((qemu(major)?, channels))) {
+        let pair = Pair::with(&qemu, channels).await;
         let (a, b) = (&pair.a, &pair.b);
         let begun = Instant::now();
         pair.hand_over().await;
@@ -117,7 +134,8 @@ async fn a_guest_moves_and_the_old_copy_goes() {
         a.order(vec![]);
         b.order(vec![continues(b, 4)]);
         b.runs(UID, 4).await;
-        eprintln!("{}: {outcome:?}; order to running {:?}", qemu.1, decided.elapsed());
+        eprintln!("{}, {channels:?}: {outcome:?}; order to running {:?}", qemu.1, decided.elapsed());
+        assert!(!b.run_directory(UID).join("line/keys.psk").exists(), "the key of the move is left");
         assert_eq!(b.side(UID), Some(SideState::Continued { loading: None }));
         a.order(vec![order(UID, 3, Role::Release)]);
         eventually("the source is gone", || {
@@ -137,18 +155,18 @@ async fn a_guest_moves_and_the_old_copy_goes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn agents_that_die_in_the_middle_find_their_place_again() {
     let Some(qemu) = qemu(10) else { return };
-    let Pair { a, b, disk, folder } = Pair::new(&qemu).await;
-    b.order(vec![incoming(&b, 4, "m")]);
+    let Pair { a, b, channels, disk, folder } = Pair::new(&qemu).await;
+    b.order(vec![incoming(&b, 4, "m", channels)]);
     eventually("the target listens", || listens(&b).is_some()).await;
     let to = listens(&b).unwrap();
     let b = b.restart().await;
-    b.order(vec![incoming(&b, 4, "m")]);
-    eventually("still the same place", || listens(&b) == Some(to)).await;
-    a.order(vec![sends(&a, 3, to, false)]);
+    b.order(vec![incoming(&b, 4, "m", channels)]);
+    eventually("still the same place and key", || listens(&b).as_ref() == Some(&to)).await;
+    a.order(vec![sends(&a, 3, &to, false)]);
     // From here on QEMU goes on by itself, and may have completed before the next agent looks.
     eventually("sending", || a.side(UID) == Some(SideState::Sending) || is_released(&a)).await;
     let a = a.restart().await;
-    a.order(vec![sends(&a, 3, to, false)]);
+    a.order(vec![sends(&a, 3, &to, false)]);
     eventually("the source let go", || is_released(&a)).await;
     let a = a.restart().await;
     let b = b.restart().await;
@@ -164,7 +182,7 @@ async fn agents_that_die_in_the_middle_find_their_place_again() {
     assert!(matches!(a.state(UID), Some(CopyState::Paused { .. })));
     a.order(vec![order(UID, 3, Role::Release)]);
     eventually("gone", || matches!(a.state(UID), Some(CopyState::Stopped { .. }))).await;
-    let pair = Pair { a, b, disk, folder };
+    let pair = Pair { a, b, channels, disk, folder };
     pair.writes().await;
     pair.end(|pair| &pair.b, 5).await;
 }
@@ -197,7 +215,7 @@ async fn a_source_that_nobody_hears_keeps_its_guest() {
         let (a, b) = (&pair.a, &pair.b);
         let to = pair.prepare().await;
         a.line.send_replace(false);
-        a.order(vec![sends(a, 3, to, false)]);
+        a.order(vec![sends(a, 3, &to, false)]);
         eventually("decided", || {
             matches!(a.side(UID), Some(SideState::Kept { .. } | SideState::Released { .. }))
         })
@@ -231,22 +249,16 @@ async fn a_transfer_is_cancelled_and_a_dead_target_is_noticed() {
     let a = &pair.a;
     // Takes the connection and reads nothing: the transfer goes on for ever.
     let hole = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let to = hole.local_addr().unwrap();
-    a.order(vec![sends(a, 3, to, false)]);
+    let to = (hole.local_addr().unwrap(), None);
+    a.order(vec![sends(a, 3, &to, false)]);
     eventually("sending", || a.side(UID) == Some(SideState::Sending)).await;
-    a.order(vec![sends(a, 3, to, true)]);
+    a.order(vec![sends(a, 3, &to, true)]);
     eventually("kept", || matches!(a.side(UID), Some(SideState::Kept { .. }))).await;
     a.runs(UID, 3).await;
     pair.writes().await;
     drop(hole);
     // Nobody listens any more.
-    let outgoing = Outgoing {
-        migration: name("n"),
-        to,
-        carry: None,
-        max_downtime: Span::from_millis(300),
-        cancel: false,
-    };
+    let outgoing = outgoing("n", &to, false);
     a.order(vec![owns(UID, 3, Owner { outgoing: Some(outgoing), power: Power::Running, ..a.owner() })]);
     eventually("kept again", || {
         let report = a.report(UID).and_then(|report| report.migration);
@@ -258,4 +270,54 @@ async fn a_transfer_is_cancelled_and_a_dead_target_is_noticed() {
     a.runs(UID, 3).await;
     pair.writes().await;
     pair.end(|pair| &pair.a, 5).await;
+}
+
+fn is_kept(host: &Host, migration: &str) -> bool {
+    let report = host.report(UID).and_then(|report| report.migration);
+    report.is_some_and(|it| it.migration == name(migration) && matches!(it.side, SideState::Kept { .. }))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_who_holds_the_key_of_the_move_may_send() {
+    for (major, channels) in [(7, 0), (10, 0), (10, 2)] {
+        let Some(qemu) = qemu(major) else { continue };
+        let pair = Pair::with(&qemu, Some(channels)).await;
+        let a = &pair.a;
+        let (to, line) = pair.prepare().await;
+        let line = line.unwrap();
+        assert_eq!(line.channels, channels);
+        // Another key, and none at all.
+        let other = Line { key: LineKey::new([7; 32]), ..line.clone() };
+        for (migration, wrong) in [("x", Some(other)), ("y", None)] {
+            let outgoing = outgoing(migration, &(to, wrong), false);
+            a.order(vec![owns(UID, 3, Owner { outgoing: Some(outgoing), ..a.owner() })]);
+            if migration == "y" && !is_kept(a, migration) {
+                // What QEMU sends in clear is no greeting of TLS; it waits for an answer that never comes.
+                eventually("sending or kept", || {
+                    is_kept(a, migration) || a.side(UID) == Some(SideState::Sending)
+                })
+                .await;
+                a.order(vec![a_cancelled(a, migration, to)]);
+            }
+            eventually("the guest stays", || is_kept(a, migration)).await;
+            a.runs(UID, 3).await;
+        }
+        assert!(matches!(listens(&pair.b), Some((_, Some(_)))), "the target still waits for its source");
+        assert!(!a.run_directory(UID).join("line/keys.psk").exists(), "the source's key is left");
+        // The right one.
+        a.order(vec![sends(a, 3, &(to, Some(line)), false)]);
+        eventually("the source let go", || is_released(a)).await;
+        eventually("the target has it", || pair.b.side(UID) == Some(SideState::Loaded)).await;
+        pair.b.order(vec![continues(&pair.b, 4)]);
+        pair.b.runs(UID, 4).await;
+        a.order(vec![order(UID, 3, Role::Release)]);
+        eventually("gone", || matches!(a.state(UID), Some(CopyState::Stopped { .. }))).await;
+        pair.writes().await;
+        pair.end(|pair| &pair.b, 5).await;
+    }
+}
+
+fn a_cancelled(a: &Host, migration: &str, to: SocketAddr) -> VmAssignment {
+    let outgoing = outgoing(migration, &(to, None), true);
+    owns(UID, 3, Owner { outgoing: Some(outgoing), ..a.owner() })
 }

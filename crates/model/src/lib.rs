@@ -4,6 +4,8 @@
 //! Each object has up to three columns in the store, each with one writer ([`key::Column`]):
 //! spec (API), decision (control), report (gateway, from agents). What users see is computed by [`status`].
 
+/// How much of the line between datacentres moves may take, by the time of day.
+pub mod bandwidth;
 /// Clusters: hosts with one CPU baseline.
 pub mod cluster;
 /// CPU models that every host of a cluster can run.
@@ -22,6 +24,8 @@ pub mod host;
 pub mod image;
 /// Where each column of each object lies in the store.
 pub mod key;
+/// The encrypted line from one QEMU to the other.
+pub mod line;
 /// Names, labels and what every object carries.
 pub mod meta;
 /// Moving a running VM: the one transition table.

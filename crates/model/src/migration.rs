@@ -20,6 +20,7 @@ use sterna_base::units::{Bytes, Span};
 use utoipa::ToSchema;
 
 use crate::forecast::Forecast;
+use crate::line::Line;
 use crate::meta::Name;
 use crate::volume::Location;
 
@@ -70,6 +71,9 @@ pub struct MigrationDecision {
     pub target: Option<Name>,
     #[serde(default)]
     pub via: Via,
+    /// From one QEMU to the other: encrypted connections for memory beside the first; 0: one in clear carries everything.
+    #[serde(default)]
+    pub channels: u8,
     /// Volumes that go with it, because the target cannot open them where they are.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<VolumeMove>,
@@ -118,6 +122,10 @@ pub enum Phase {
     /// The source sends memory to `listen` while the guest runs.
     Copying {
         listen: String,
+        /// How the target's QEMU has to be called. Absent: in clear, or it is the mover that listens. Never shown.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schema(ignore)]
+        line: Option<Line>,
     },
     /// The target owns the VM under `epoch` and continues the guest.
     Resuming {
@@ -155,6 +163,7 @@ pub enum Event {
     },
     TargetListens {
         at: String,
+        line: Option<Line>,
     },
     /// Both sides completed and the source's agent durably recorded that its copy will not run.
     SourceReleased {
@@ -202,7 +211,7 @@ impl Phase {
             (P::Pending, E::Refused { why } | E::DeadlinePassed { what: why }) => Ok(P::Failed { why }),
             (P::Pending, E::CancelRequested) => Ok(P::Cancelled),
 
-            (P::Preparing, E::TargetListens { at }) => Ok(P::Copying { listen: at }),
+            (P::Preparing, E::TargetListens { at, line }) => Ok(P::Copying { listen: at, line }),
             (P::Preparing, E::TargetLost { why, .. }) => Ok(undo(why, false)),
             (P::Preparing, E::SourceKept { why, cancelled }) => Ok(undo(why, cancelled)),
             (P::Preparing, E::DeadlinePassed { what }) => Ok(undo(what, false)),
@@ -278,7 +287,13 @@ pub struct MigrationReport {
 #[serde(tag = "side", rename_all = "kebab-case")]
 pub enum SideState {
     /// Target: QEMU listens at `at` (`host:port`).
-    Listening { at: String },
+    Listening {
+        at: String,
+        /// How the source's QEMU has to call; see [`Phase::Copying`]. Never shown.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schema(ignore)]
+        line: Option<Line>,
+    },
     /// Target: everything arrived; paused.
     Loaded,
     /// Target: the guest was continued.

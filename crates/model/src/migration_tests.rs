@@ -6,7 +6,7 @@ fn every_phase() -> Vec<Phase> {
     vec![
         Phase::Pending,
         Phase::Preparing,
-        Phase::Copying { listen: "h:1".into() },
+        Phase::Copying { listen: "h:1".into(), line: None },
         Phase::Resuming { epoch: 2 },
         Phase::Returning { epoch: 3, why: "x".into() },
         Phase::Finishing { epoch: 2 },
@@ -21,7 +21,7 @@ fn every_phase() -> Vec<Phase> {
 fn a_move_that_meets_no_trouble_goes_straight_through() {
     let events = [
         Event::Admitted,
-        Event::TargetListens { at: "h:1".into() },
+        Event::TargetListens { at: "h:1".into(), line: None },
         Event::SourceReleased { next_epoch: 2 },
         Event::TargetRuns,
         Event::SourceGone,
@@ -65,7 +65,7 @@ fn every_phase_has_a_way_to_an_end() {
     // From any phase, some sequence of at most five events ends the migration.
     let events = [
         Event::Admitted,
-        Event::TargetListens { at: "h:1".into() },
+        Event::TargetListens { at: "h:1".into(), line: None },
         Event::SourceReleased { next_epoch: 2 },
         Event::SourceKept { why: "x".into(), cancelled: false },
         Event::TargetLost { why: "x".into(), next_epoch: 3 },

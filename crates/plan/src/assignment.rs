@@ -16,6 +16,8 @@ use sterna_wire::assignment::{
 };
 
 use crate::migration;
+use crate::pace;
+use crate::sibling;
 use crate::tunnel;
 use crate::view::{Host, View, Vm};
 
@@ -30,6 +32,7 @@ pub fn assignment(view: &View, host: &Name) -> Assignment {
         pools: Vec::new(),
         volumes: Vec::new(),
         tunnel: None,
+        paces: Vec::new(),
     };
     if let Some(host) = view.host(host) {
         let arriving = view.migrations_on(host.name).filter_map(|(_, spec, _)| view.vm(&spec.vm));
@@ -39,6 +42,7 @@ pub fn assignment(view: &View, host: &Name) -> Assignment {
         assignment.networks = networks(view, &host, &assignment);
         assignment.pools = pools(view, &host);
         assignment.volumes = volumes(view, &host);
+        assignment.paces = pace::of(view, &host);
     }
     assignment
 }
@@ -67,11 +71,14 @@ fn of_vm(view: &View, vm: &Vm<'_>, host: &Host<'_>) -> Option<VmAssignment> {
             if !leftover && matches!(moving.phase, Phase::Preparing | Phase::Copying { .. }) {
                 let mut machine = machine(view, vm, decision);
                 arriving(&mut machine, &moving.volumes);
+                let carry = carry(view, name, moving, &machine);
+                let siblings = sibling::of(view, vm, host.name);
                 let incoming = Role::Incoming {
                     migration: name.clone(),
-                    carry: carry(view, name, moving, &machine),
+                    carry: carry.map(|carry| Carry { siblings, ..carry }),
                     machine: Box::new(machine),
                     listen: host.spec.addresses.for_migration(),
+                    channels: (moving.channels > 0).then_some(moving.channels),
                 };
                 return role(moving.next_epoch, incoming);
             }
@@ -95,7 +102,7 @@ fn owner(view: &View, vm: &Vm<'_>, decision: &VmDecision, migration: Moving<'_>,
     let machine = machine(view, vm, decision);
     let outgoing = migration.and_then(|(name, spec, moving)| {
         let sends = moving.source.as_ref() == Some(host.name) && moving.epoch == decision.owner.epoch;
-        let Phase::Copying { listen } = &moving.phase else { return None };
+        let Phase::Copying { listen, line } = &moving.phase else { return None };
         let to: SocketAddr = listen.parse().ok()?;
         let is_lost = migration::lost_target(vm, moving).is_some();
         let cancel = is_lost || migration::is_cancelled(spec, moving, vm);
@@ -103,6 +110,7 @@ fn owner(view: &View, vm: &Vm<'_>, decision: &VmDecision, migration: Moving<'_>,
             migration: name.clone(),
             to,
             carry: carry(view, name, moving, &machine),
+            line: line.clone(),
             max_downtime: spec.max_downtime,
             cancel,
         })
@@ -170,6 +178,7 @@ fn carry(view: &View, name: &Name, moving: &MigrationDecision, machine: &Machine
         session: meta.uid,
         peer: peer.clone(),
         disks: disks.collect(),
+        siblings: Vec::new(),
     })
 }
 

@@ -81,6 +81,7 @@ impl Move<'_> {
             source: self.vm().and_then(|vm| vm.decision()).map(|decision| decision.owner.host.clone()),
             target: None,
             via: Via::Direct,
+            channels: 0,
             volumes: Vec::new(),
             method: String::new(),
             started: self.now,
@@ -127,6 +128,7 @@ impl Move<'_> {
             source: Some(source.host.clone()),
             target: Some(target.0.clone()),
             via: route.via,
+            channels: route.channels,
             volumes: route.volumes,
             method: route.why,
             ..decision.clone()
@@ -330,7 +332,7 @@ pub fn lost_target(vm: &Vm<'_>, decision: &MigrationDecision) -> Option<String> 
 /// The event's word and reason.
 fn describe(phase: &Phase) -> (&'static str, String) {
     match phase {
-        Phase::Copying { listen } => ("copying", format!("the target listens at {listen}")),
+        Phase::Copying { listen, .. } => ("copying", format!("the target listens at {listen}")),
         Phase::Resuming { epoch } => {
             ("handed over", format!("the source completed and let go; the target owns epoch {epoch}"))
         }

@@ -187,7 +187,7 @@ fn power_is_what_was_asked_for_unless_the_vm_is_on_the_move_or_goes() {
     }
     world.migrate("m", "web", Some("a2"));
     world.settle();
-    let listening = SideState::Listening { at: "10.0.0.12:4000".into() };
+    let listening = SideState::Listening { at: "10.0.0.12:4000".into(), line: None };
     world.report_side("web", "a2", 2, CopyState::Incoming, Some(("m", listening)));
     world.settle();
     assert_eq!(power(&world), (Power::Running, Some(false)));

@@ -54,7 +54,7 @@ fn preparing() -> World {
 
 fn copying() -> World {
     let mut world = preparing();
-    let listening = Some(("m", SideState::Listening { at: "10.0.0.12:4000".into() }));
+    let listening = Some(("m", SideState::Listening { at: "10.0.0.12:4000".into(), line: None }));
     world.report_side("web", "a2", 2, CopyState::Incoming, listening);
     world.settle();
     world.report_side("web", "a1", 1, CopyState::Running, Some(("m", SideState::Sending)));
@@ -81,7 +81,7 @@ fn a_volume_arrives_where_the_target_opens_it_and_stays_the_owners_until_the_han
     assert_eq!(purposes(&world, "a2"), [(name("local"), Purpose::Arrive)]);
     let Some(Role::Incoming { carry: Some(carry), machine, .. }) = role(&world, "a2") else { panic!() };
     let session = world.view.migrations[&name("m")].meta().unwrap().uid;
-    assert_eq!(carry, Carry { session, peer: name("a2"), disks: vec![0] });
+    assert_eq!(carry, Carry { session, peer: name("a2"), disks: vec![0], siblings: vec![] });
     assert_eq!(machine.disks[0].pool, name("local"));
     let world = copying();
     let Some(Role::Owner(owner)) = role(&world, "a1") else { panic!() };
@@ -211,7 +211,7 @@ fn a_volume_of_a_served_pool_is_open_to_each_side_where_that_side_uses_it() {
         pool.exports.into_iter().map(|export| export.epoch).collect::<Vec<_>>()
     };
     assert_eq!(exports(&world), [1], "the target has its own copy");
-    let listening = Some(("m", SideState::Listening { at: "10.0.0.12:4000".into() }));
+    let listening = Some(("m", SideState::Listening { at: "10.0.0.12:4000".into(), line: None }));
     world.report_side("web", "b1", 2, CopyState::Incoming, listening);
     world.settle();
     let (owner, epoch) = world.owner("web");

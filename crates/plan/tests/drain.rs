@@ -82,7 +82,7 @@ fn a_move_that_copies_goes_on_when_its_drain_is_taken_back() {
     let mut world = running();
     world.change_host("a1", |spec| spec.draining = true);
     world.settle();
-    let listening = SideState::Listening { at: "10.0.0.12:4000".into() };
+    let listening = SideState::Listening { at: "10.0.0.12:4000".into(), line: None };
     world.report_side("web", "a2", 2, CopyState::Incoming, Some(("web-1", listening)));
     world.settle();
     world.change_host("a1", |spec| spec.draining = false);

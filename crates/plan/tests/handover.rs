@@ -150,7 +150,7 @@ fn a_silent_source_is_not_asked_to_send() {
 #[test]
 fn a_target_that_listens_nowhere_is_given_up() {
     let mut world = preparing();
-    let nowhere = SideState::Listening { at: "a2:4000".into() };
+    let nowhere = SideState::Listening { at: "a2:4000".into(), line: None };
     world.report_side("web", "a2", 2, CopyState::Incoming, Some(("m", nowhere)));
     world.settle();
     assert!(matches!(world.phase("m"), Phase::Undoing { .. }), "{:?}", world.phase("m"));
@@ -193,7 +193,7 @@ fn a_copy_that_came_back_keeps_the_exports_it_has_open() {
     world.migrate("m", "web", Some("a2"));
     world.settle();
     assert_eq!(exports(&world), [1, 2], "both sides while the memory is copied");
-    let listening = SideState::Listening { at: "10.0.0.12:4000".into() };
+    let listening = SideState::Listening { at: "10.0.0.12:4000".into(), line: None };
     world.report_side("web", "a2", 2, CopyState::Incoming, Some(("m", listening)));
     world.settle();
     let released = || Some(("m", SideState::Released { outcome: Outcome::default() }));

@@ -25,7 +25,7 @@ fn crash() -> CopyState {
 }
 
 fn listening() -> Option<(&'static str, SideState)> {
-    Some(("m", SideState::Listening { at: "10.0.0.12:4000".into() }))
+    Some(("m", SideState::Listening { at: "10.0.0.12:4000".into(), line: None }))
 }
 
 fn released() -> Option<(&'static str, SideState)> {
@@ -47,7 +47,7 @@ fn copying() -> World {
     let mut world = asked();
     world.report_side("web", "a2", 2, CopyState::Incoming, listening());
     world.settle();
-    assert_eq!(world.phase("m"), Phase::Copying { listen: "10.0.0.12:4000".into() });
+    assert_eq!(world.phase("m"), Phase::Copying { listen: "10.0.0.12:4000".into(), line: None });
     world.report_side("web", "a1", 1, CopyState::Running, Some(("m", SideState::Sending)));
     world.settle();
     world

@@ -158,7 +158,7 @@ fn a_migration_ends_as_its_phase_says() {
     for (phase, expected) in [
         (Phase::Pending, ".. pending"),
         (Phase::Preparing, ".. preparing"),
-        (Phase::Copying { listen: "10.0.0.2:1".into() }, ".. copying"),
+        (Phase::Copying { listen: "10.0.0.2:1".into(), line: None }, ".. copying"),
         (Phase::Resuming { epoch: 2 }, ".. resuming"),
         (Phase::Returning { epoch: 3, why: "x".into() }, ".. returning"),
         (Phase::Finishing { epoch: 2 }, ".. finishing"),

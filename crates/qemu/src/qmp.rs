@@ -20,6 +20,8 @@ pub mod migration;
 pub mod mirror;
 /// Which commands, arguments and events a QEMU knows.
 pub mod schema;
+/// A migration that QEMU encrypts.
+pub mod tls;
 
 pub use client::{Client, Error, Events, Greeting, Options};
 pub use event::{Event, Stamped};

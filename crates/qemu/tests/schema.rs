@@ -16,6 +16,7 @@ use sterna_qemu::config::{Config, Disk, Format, Nic, Place, Source};
 use sterna_qemu::qmp::export::{NbdExport, Removal};
 use sterna_qemu::qmp::migration::{Address, Announcement, Capability, Parameters};
 use sterna_qemu::qmp::mirror::{CopyMode, Depth, Mirror, NbdNode, OnError};
+use sterna_qemu::qmp::tls::Endpoint;
 use sterna_qemu::qmp::{Client, Greeting, Options, Schema};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use world::{Binary, Qemu, folder, machine, qemu};
@@ -93,6 +94,7 @@ fn parameters() -> Parameters {
         cpu_throttle_increment: Some(1),
         max_cpu_throttle: Some(1),
         max_postcopy_bandwidth: Some(1),
+        tls_creds: Some("k".into()),
     }
 }
 
@@ -130,6 +132,7 @@ async fn everything(schema: &Schema, binary_machine: &str) -> Sent {
     let _ = (qmp.calc_dirty_rate(schema, Duration::from_secs(1)).await, qmp.query_dirty_rate().await);
     let _ = (qmp.add_disk(&disk(), 1).await, qmp.add_nic(&nic(), &machine).await);
     let _ = (qmp.remove_device("d").await, qmp.remove_node("n").await, qmp.remove_netdev("n").await);
+    let _ = (qmp.add_key("k", Endpoint::Server, Path::new("/k")).await, qmp.remove_key("k").await);
     let _ = qmp.query_memory_size().await;
     copying(&qmp, schema).await;
     sent.lock().unwrap().clone()
@@ -155,7 +158,8 @@ async fn copying(qmp: &Client, schema: &Schema) {
 
 /// Fields of the other kinds of an argument that depends on another one (`driver`, `type`) are in variants,
 /// which real QEMU checks in `tests/boots.rs` and `tests/mirror.rs`.
-const OPEN: [&str; 5] = ["device_add", "blockdev-add", "netdev_add", "block-export-add", "block-job-change"];
+const OPEN: [&str; 6] =
+    ["device_add", "blockdev-add", "netdev_add", "block-export-add", "block-job-change", "object-add"];
 
 async fn check(schema: &Schema, version: &str, machine: &str) {
     for (command, arguments) in everything(schema, machine).await {
@@ -236,9 +240,16 @@ async fn no_command_in_the_code_is_left_out_here() {
     let sent = everything(&kept("10.0"), "pc-q35-10.0").await;
     let sent: BTreeSet<String> = sent.into_iter().map(|(command, _)| command).collect();
     let mut written = BTreeSet::new();
-    for file in
-        ["client.rs", "block.rs", "export.rs", "hotplug.rs", "machine.rs", "migration.rs", "mirror.rs"]
-    {
+    for file in [
+        "client.rs",
+        "block.rs",
+        "export.rs",
+        "hotplug.rs",
+        "machine.rs",
+        "migration.rs",
+        "mirror.rs",
+        "tls.rs",
+    ] {
         let text = source(file);
         let code = text.split("#[cfg(test)]").next().unwrap();
         for mark in [".done(", ".execute(", ".execute_within", ".execute::<"] {

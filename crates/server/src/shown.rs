@@ -10,7 +10,7 @@ use sterna_model::host::{HostReport, HostSpec, LinkState};
 use sterna_model::image::{ImageReport, ImageSpec};
 use sterna_model::key::Kind;
 use sterna_model::meta::{Meta, Name};
-use sterna_model::migration::{MigrationDecision, MigrationSpec, Progress};
+use sterna_model::migration::{MigrationDecision, MigrationSpec, Phase, Progress, SideState};
 use sterna_model::network::{NetworkDecision, NetworkSpec};
 use sterna_model::operation::{OperationDecision, OperationSpec, OperationState};
 use sterna_model::pool::PoolSpec;
@@ -180,6 +180,15 @@ macro_rules! head {
     };
 }
 
+/// The key of a move's line is between the server and the two hosts.
+fn without_key(report: &VmReport) -> VmReport {
+    let mut report = report.clone();
+    if let Some(SideState::Listening { line, .. }) = report.migration.as_mut().map(|told| &mut told.side) {
+        *line = None;
+    }
+    report
+}
+
 fn row<T: Clone>(row: Option<&sterna_plan::view::Row<T>>) -> Option<T> {
     row.map(|row| (*row.value).clone())
 }
@@ -204,8 +213,8 @@ impl Resource for Vms {
             cloud_init.user_data = cloud_init.user_data.as_ref().map(|_| "(hidden)".to_owned());
         }
         let status = sterna_plan::status::vm(eye.view, &meta.name, eye.app.now())?;
-        let reports =
-            entry.reports.iter().map(|(host, row)| (host.to_string(), (*row.value).clone())).collect();
+        let reports = entry.reports.iter().map(|(host, row)| (host.to_string(), without_key(&row.value)));
+        let reports = reports.collect();
         Some(Vm { kind, meta, revision, spec, decision: row(entry.decision.as_ref()), reports, status })
     }
 
@@ -349,7 +358,10 @@ impl Resource for Migrations {
 
     fn show(eye: Eye<'_>, entry: &Entry<MigrationSpec, MigrationDecision, ()>) -> Option<Migration> {
         let (kind, meta, revision, spec) = head!(Kind::Migration, entry.spec.as_ref()?);
-        let decision = row(entry.decision.as_ref());
+        let mut decision = row(entry.decision.as_ref());
+        if let Some(Phase::Copying { line, .. }) = decision.as_mut().map(|decision| &mut decision.phase) {
+            *line = None;
+        }
         let progress = eye.app.samples.migration(&meta.name);
         Some(Migration { kind, meta, revision, spec, decision, progress })
     }

@@ -107,6 +107,41 @@ async fn an_agent_gets_its_assignment_and_its_reports_become_rows() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_key_of_a_move_is_stored_for_the_source_and_shown_to_nobody() {
+    let world = World::new(Kind::Memory).await;
+    let agent = join(&world, &world.join_token, "a1").await.unwrap();
+    let vm = world.make_vm("web").await["object"].clone();
+    let key = "0bad".repeat(16);
+    let side = json!({"side": "listening", "at": "10.0.0.1:4000", "line": {"key": key, "channels": 2}});
+    let mut told = report(2, &json!({"state": "incoming"}));
+    told["migration"] = json!({"migration": "m", "side": side});
+    let seen = json!({"type": "vm", "name": "web", "uid": vm["meta"]["uid"], "report": told});
+    assert_eq!(agent.report(json!([agent.host(), seen])).await, StatusCode::NO_CONTENT);
+    let row = world.store.get("vm/default/web/report/a1").await.unwrap().unwrap();
+    assert!(String::from_utf8_lossy(&row.value).contains(&key));
+    let shown = world.get("/v1/vms/web").await;
+    let side = &shown["reports"]["a1"]["migration"]["side"];
+    assert_eq!(*side, json!({"side": "listening", "at": "10.0.0.1:4000"}));
+    let phase = json!({"phase": "copying", "listen": "10.0.0.1:4000", "line": {"key": key, "channels": 2}});
+    let spec = json!({"meta": vm["meta"], "spec": {"vm": "web"}});
+    let decision = json!({"phase": phase, "epoch": 1, "next_epoch": 2, "method": "straight",
+        "started": "2026-01-01T00:00:00Z", "since": "2026-01-01T00:00:00Z"});
+    let [spec, decision] = [spec, decision].map(|value| value.to_string().into_bytes());
+    let txn = sterna_store::Txn::new().put("migration/default/web-1/spec", spec);
+    world.store.commit(txn.put("migration/default/web-1/decision", decision)).await.unwrap();
+    let shown = eventually("the migration", async || {
+        let migrations = world.get("/v1/migrations").await;
+        migrations.to_string().contains("straight").then_some(migrations)
+    })
+    .await;
+    assert!(shown.to_string().contains("10.0.0.1:4000"));
+    for everything in ["/v1/vms", "/v1/migrations", "/v1/events", "/v1/hosts"] {
+        assert!(!world.get(everything).await.to_string().contains(&key), "{everything}");
+    }
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_copy_that_never_ran_of_a_vm_that_nobody_knows_is_released_until_it_is_gone() {
     let world = World::new(Kind::Memory).await;
     let agent = join(&world, &world.join_token, "a1").await.unwrap();

@@ -4,13 +4,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use sterna_agent::hypervisor::{
-    Blueprint, Figures, Guest, GuestError, Happenings, Hypervisor, Limits, Look, Pause, Run, SpawnFailed,
-    Transfer, View,
+    Blueprint, Figures, Guest, GuestError, Happenings, Hypervisor, Limits, Listening, Look, Pause, Run,
+    SpawnFailed, Transfer, View,
 };
 use sterna_base::units::{Bytes, Span};
 use sterna_model::forecast::LoadSample;
+use sterna_model::line::{Line, LineKey};
 use sterna_model::migration::Progress;
-use sterna_wire::assignment::Carry;
+use sterna_wire::assignment::{Carry, Outgoing};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
@@ -134,6 +135,7 @@ impl Hypervisor for Bench {
                 born,
                 has_run: false,
                 listens: None,
+                line: None,
                 runs_when_loaded,
                 wants_cancel: false,
                 sent: 0,
@@ -285,19 +287,30 @@ impl Guest for Held {
         Ok(())
     }
 
-    async fn listen(&self, at: IpAddr, carry: Option<&Carry>) -> Result<SocketAddr, GuestError> {
+    async fn listen(
+        &self,
+        at: IpAddr,
+        carry: Option<&Carry>,
+        channels: Option<u8>,
+    ) -> Result<Listening, GuestError> {
         if let Some(carry) = carry {
-            return self.receive(at, carry.session).await;
+            return Ok(Listening { at: self.receive(at, carry.session).await?, line: None });
         }
         let port = 40_000 + u16::try_from(self.id % 20_000).unwrap_or(0);
-        let address = self
+        // As good as drawn: no two processes have one.
+        let mut key = [0; 32];
+        key[..8].copy_from_slice(&self.id.to_be_bytes());
+        let listening = self
             .tell(|qemu| {
-                let address = *qemu.listens.get_or_insert(SocketAddr::new(at, port));
-                Ok(address)
+                if qemu.listens.is_none() {
+                    qemu.line = channels.map(|channels| Line { key: LineKey::new(key), channels });
+                }
+                let at = *qemu.listens.get_or_insert(SocketAddr::new(at, port));
+                Ok(Listening { at, line: qemu.line.clone() })
             })
             .await?;
         self.moment("listens");
-        Ok(address)
+        Ok(listening)
     }
 
     async fn activate_disks(&self) -> Result<(), GuestError> {
@@ -315,8 +328,9 @@ impl Guest for Held {
         self.tell(|_| Ok(())).await
     }
 
-    async fn send(&self, to: SocketAddr, carry: Option<&Carry>, _limits: Limits) -> Result<(), GuestError> {
-        if let Some(carry) = carry {
+    async fn send(&self, outgoing: &Outgoing, _limits: Limits) -> Result<(), GuestError> {
+        let to = outgoing.to;
+        if let Some(carry) = &outgoing.carry {
             return self.depart(to, carry.session).await;
         }
         self.tell(|qemu| {
@@ -330,7 +344,7 @@ impl Guest for Held {
         })
         .await?;
         self.moment("sends");
-        tokio::spawn(transfer::run(self.bench.world.clone(), self.id, to));
+        tokio::spawn(transfer::run(self.bench.world.clone(), self.id, to, outgoing.line.clone()));
         Ok(())
     }
 

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use sterna_agent::hypervisor::{Happened, Pause, Run, Transfer};
+use sterna_model::line::Line;
 use sterna_model::meta::Name;
 use sterna_wire::shim::ExitRecord;
 use tokio::sync::mpsc::UnboundedSender;
@@ -38,6 +39,8 @@ pub struct Qemu {
     /// It was started to take in a migration.
     pub is_target: bool,
     pub listens: Option<SocketAddr>,
+    /// How whoever calls it there must do so.
+    pub line: Option<Line>,
     /// Told to run before its memory was there.
     pub runs_when_loaded: bool,
     pub wants_cancel: bool,

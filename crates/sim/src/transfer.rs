@@ -8,6 +8,7 @@
 use std::net::SocketAddr;
 
 use sterna_agent::hypervisor::{Happened, Pause, Run, Transfer};
+use sterna_model::line::Line;
 
 use crate::mutation::Mutation;
 use crate::qemu::End;
@@ -30,14 +31,15 @@ enum Broken {
     SourceGone,
 }
 
-pub async fn run(world: World, source: u64, to: SocketAddr) {
+pub async fn run(world: World, source: u64, to: SocketAddr, line: Option<Line>) {
     world.pause(1, 10).await;
     let ends = {
         let state = world.lock();
         let machines = &state.machines;
-        let target = machines
-            .listener(to)
-            .filter(|id| machines.qemus.get(id).is_some_and(|qemu| qemu.transfer == Transfer::None));
+        let target = machines.listener(to).filter(|id| {
+            // Whoever calls in another way is sent away, and the next one is waited for.
+            machines.qemus.get(id).is_some_and(|qemu| qemu.transfer == Transfer::None && qemu.line == line)
+        });
         let host_of = |id: u64| machines.qemus.get(&id).map(|qemu| qemu.host);
         target.and_then(|target| Some((target, host_of(source)?, host_of(target)?)))
     };

@@ -4,7 +4,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 use sterna_base::units::{Bytes, Span};
+use sterna_model::bandwidth::Share;
 use sterna_model::image::Format;
+use sterna_model::line::Line;
 use sterna_model::meta::Name;
 use sterna_model::network::{Cidr, Mac};
 use sterna_model::pool::PoolKind;
@@ -29,6 +31,18 @@ pub struct Assignment {
     /// Absent: there is no other datacentre that this host can reach.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tunnel: Option<Tunnel>,
+    /// Of the moves that leave this host over a line with limits.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub paces: Vec<Pace>,
+}
+
+/// How fast a move may go. The host reads the time of day from its own clock.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pace {
+    /// Of [`Carry`].
+    pub session: Uuid,
+    /// At its source and at its target: the lower counts.
+    pub shares: Vec<Share>,
 }
 
 /// The encrypted way to the hosts of other datacentres.
@@ -72,6 +86,9 @@ pub enum Role {
         /// Absent: one QEMU calls the other.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         carry: Option<Carry>,
+        /// One QEMU calls the other: encrypted, with so many connections beside the first. Absent: in clear.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        channels: Option<u8>,
     },
     /// This host does not own the VM: end and reap whatever is left of it here.
     Release,
@@ -100,6 +117,9 @@ pub struct Outgoing {
     /// Absent: one QEMU calls the other.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub carry: Option<Carry>,
+    /// As the target said it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub line: Option<Line>,
     pub max_downtime: Span,
     /// Stop it while that is possible.
     pub cancel: bool,
@@ -114,6 +134,9 @@ pub struct Carry {
     pub peer: Name,
     /// Of `machine.disks`, those whose content goes as well.
     pub disks: Vec<usize>,
+    /// For the target: VMs that it runs whose memory resembles what comes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub siblings: Vec<Uuid>,
 }
 
 /// What QEMU is started with; the same on both sides of a migration.

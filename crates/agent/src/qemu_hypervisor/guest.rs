@@ -2,8 +2,10 @@
 
 /// What the mover has to do with it.
 mod carried;
+/// Memory from one QEMU to the other.
+mod straight;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,15 +17,15 @@ use sterna_model::migration::Progress;
 use sterna_qemu::qmp::client::{Error, Heard};
 use sterna_qemu::qmp::event::Event;
 use sterna_qemu::qmp::machine::RunStatus;
-use sterna_qemu::qmp::migration::{Address, Announcement, Capability, Parameters, Status};
+use sterna_qemu::qmp::migration::{Announcement, Parameters, Status};
 use sterna_qemu::qmp::{Client, Schema};
-use sterna_wire::assignment::Carry;
+use sterna_wire::assignment::{Carry, Outgoing};
 use tokio::sync::{OnceCell, mpsc};
 use uuid::Uuid;
 
 use crate::carrier::{self, Carriers, Departure, Stage};
 use crate::hypervisor::{
-    Figures, Guest, GuestError, Happened, Happenings, Limits, Pause, Run, Transfer, View,
+    Figures, Guest, GuestError, Happened, Happenings, Limits, Listening, Pause, Run, Transfer, View,
 };
 use crate::process;
 
@@ -179,25 +181,22 @@ impl Guest for QemuGuest {
         Ok(self.client.system_reset().await?)
     }
 
-    async fn listen(&self, at: IpAddr, carry: Option<&Carry>) -> Result<SocketAddr, GuestError> {
+    async fn listen(
+        &self,
+        at: IpAddr,
+        carry: Option<&Carry>,
+        channels: Option<u8>,
+    ) -> Result<Listening, GuestError> {
         if let Some(carry) = carry {
             let qemu = (&self.client, &*self.directory);
-            return Ok(self.carriers.receive(self.uid, carry, at, qemu).await?);
+            let at = self.carriers.receive(self.uid, carry, at, qemu).await?;
+            return Ok(Listening { at, line: None });
         }
-        if self.client.incoming_port().await?.is_none() {
-            let on = [Capability::Events, Capability::ReturnPath];
-            self.client.set_migration_capabilities(&on, &[]).await?;
-            // Announced after the guest runs, not when it has merely arrived.
-            let parameters = Parameters { announce_rounds: Some(0), ..Parameters::default() };
-            self.client.set_migration_parameters(&parameters).await?;
-            self.client.migrate_incoming(&Address::Tcp { ip: at, port: 0 }).await?;
-        }
-        let port = self.client.incoming_port().await?;
-        let port = port.ok_or_else(|| GuestError::Unclear("qemu names no port".to_owned()))?;
-        Ok(SocketAddr::new(at, port))
+        self.listen_straight(at, channels).await
     }
 
     async fn activate_disks(&self) -> Result<(), GuestError> {
+        self.end_line();
         if self.carriers.incoming(self.uid).is_some_and(|incoming| incoming.has_disks()) {
             // From here on the guest alone writes to them.
             self.client.nbd_server_stop().await?;
@@ -218,7 +217,7 @@ impl Guest for QemuGuest {
         Ok(self.client.announce_self(ANNOUNCEMENT).await?)
     }
 
-    async fn send(&self, to: SocketAddr, carry: Option<&Carry>, limits: Limits) -> Result<(), GuestError> {
+    async fn send(&self, outgoing: &Outgoing, limits: Limits) -> Result<(), GuestError> {
         let parameters = Parameters {
             max_bandwidth: Some(BANDWIDTH_MAX),
             downtime_limit: Some(limits.max_downtime.as_millis().max(1)),
@@ -228,23 +227,19 @@ impl Guest for QemuGuest {
             ..Parameters::default()
         };
         self.carriers.forget(self.uid);
-        if let Some(carry) = carry {
-            let departure = Departure {
-                vm: self.uid,
-                client: self.client.clone(),
-                directory: self.directory.clone(),
-                to,
-                carry: carry.clone(),
-                parameters,
-                happened: self.happened.clone(),
-                disk_bytes: Arc::default(),
-            };
-            return Ok(self.carriers.send(departure).map(drop)?);
-        }
-        let on = [Capability::Events, Capability::ReturnPath, Capability::AutoConverge];
-        self.client.set_migration_capabilities(&on, &[Capability::PauseBeforeSwitchover]).await?;
-        self.client.set_migration_parameters(&parameters).await?;
-        Ok(self.client.migrate(&Address::Tcp { ip: to.ip(), port: to.port() }).await?)
+        let Some(carry) = &outgoing.carry else { return self.send_straight(outgoing, parameters).await };
+        self.leave_line().await?;
+        let departure = Departure {
+            vm: self.uid,
+            client: self.client.clone(),
+            directory: self.directory.clone(),
+            to: outgoing.to,
+            carry: carry.clone(),
+            parameters,
+            happened: self.happened.clone(),
+            disk_bytes: Arc::default(),
+        };
+        Ok(self.carriers.send(departure).map(drop)?)
     }
 
     async fn freeze(&self) -> Result<(), GuestError> {
@@ -276,7 +271,10 @@ impl Guest for QemuGuest {
         // A way out that is not over cleans up behind itself.
         match self.carriers.outgoing(self.uid).map(|outgoing| outgoing.stage()) {
             Some(Stage::Going | Stage::Held | Stage::Granted) => Ok(()),
-            _ => Ok(carrier::tidy(&self.client).await?),
+            _ => {
+                carrier::tidy(&self.client).await?;
+                self.leave_line().await
+            }
         }
     }
 

@@ -51,7 +51,7 @@ fn continues(epoch: u64, migration: &str) -> Order {
 fn incoming(epoch: u64, migration: &str) -> Order {
     let listen = "127.0.0.1".parse().unwrap();
     let machine = Box::new(machine());
-    given(epoch, Role::Incoming { migration: name(migration), machine, listen, carry: None })
+    given(epoch, Role::Incoming { migration: name(migration), machine, listen, carry: None, channels: None })
 }
 
 fn sends(epoch: u64, migration: &str, cancel: bool) -> Order {
@@ -59,6 +59,7 @@ fn sends(epoch: u64, migration: &str, cancel: bool) -> Order {
         migration: name(migration),
         to: "127.0.0.1:4000".parse().unwrap(),
         carry: None,
+        line: None,
         max_downtime: Span::from_millis(300),
         cancel,
     };
@@ -99,7 +100,7 @@ fn with(notes: Option<Notes>, migration: &str, side: SideState) -> Option<Notes>
 }
 
 fn listening() -> SideState {
-    SideState::Listening { at: "127.0.0.1:4000".into() }
+    SideState::Listening { at: "127.0.0.1:4000".into(), line: None }
 }
 
 fn released() -> SideState {

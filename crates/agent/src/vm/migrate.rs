@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! source                                        target
-//!                                               Receive, Listen  -> Listening{at}
+//!                                               Receive, Listen  -> Listening{at, line}
 //! Send -> Sending ............ memory .......>
 //! completed: record, then say Released          completed          -> Loaded
 //!                                               Continue (new epoch, by order of the server only) -> Continued
@@ -29,7 +29,9 @@ use super::Reports;
 use super::decide::Order;
 use super::record::{Seen, Title};
 use super::steps::{Done, Found, Stop, Work};
-use crate::hypervisor::{Figures, Guest, GuestError, Hypervisor, Limits, Pause, Run, Transfer, View};
+use crate::hypervisor::{
+    Figures, Guest, GuestError, Hypervisor, Limits, Listening, Pause, Run, Transfer, View,
+};
 use crate::resources::Resources;
 
 /// How long a completed source waits for the line to the server before it takes the guest back.
@@ -48,9 +50,10 @@ impl<H: Hypervisor, R: Resources> Work<H, R> {
         migration: &Name,
         at: IpAddr,
         carry: Option<&Carry>,
+        channels: Option<u8>,
     ) -> Done<H::Guest> {
-        let address = self.guest()?.listen(at, carry).await?;
-        self.note_side(migration, SideState::Listening { at: address.to_string() })?;
+        let Listening { at, line } = self.guest()?.listen(at, carry, channels).await?;
+        self.note_side(migration, SideState::Listening { at: at.to_string(), line })?;
         self.view().await
     }
 
@@ -73,7 +76,7 @@ impl<H: Hypervisor, R: Resources> Work<H, R> {
         // Noted first: a successor of this agent that finds a transfer must know which one it is.
         self.note_side(&outgoing.migration, SideState::Sending)?;
         let limits = Limits { max_downtime: Ladder::first(outgoing.max_downtime) };
-        match self.guest()?.send(outgoing.to, outgoing.carry.as_ref(), limits).await {
+        match self.guest()?.send(outgoing, limits).await {
             Ok(()) => {
                 tracing::info!(vm = %self.name, migration = %outgoing.migration, to = %outgoing.to, "sending");
                 Ok(Found::Same(View { run: self.guest()?.view().await?.run, transfer: Transfer::Going }))

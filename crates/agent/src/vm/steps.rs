@@ -102,8 +102,8 @@ impl<H: Hypervisor, R: Resources> Work<H, R> {
             (Step::Receive, Role::Incoming { migration, machine, .. }) => {
                 self.start(order.epoch, Title::Incoming(migration.clone()), machine, 0).await
             }
-            (Step::Listen, Role::Incoming { migration, listen, carry, .. }) => {
-                self.listen(migration, *listen, carry.as_ref()).await
+            (Step::Listen, Role::Incoming { migration, listen, carry, channels, .. }) => {
+                self.listen(migration, *listen, carry.as_ref(), *channels).await
             }
             (step, Role::Owner(owner)) => self.perform_owned(step, order.epoch, owner).await,
             (_, _) => Ok(Found::Again),

@@ -39,10 +39,10 @@ impl Move<'_> {
                 next_epoch: 0,
             });
         }
-        if let Some(SideState::Listening { at }) = target.and_then(|row| self.side(row)) {
+        if let Some(SideState::Listening { at, line }) = target.and_then(|row| self.side(row)) {
             // The source could never send to what is no address, and would be waited for in vain.
             return Some(match at.parse::<SocketAddr>() {
-                Ok(_) => Event::TargetListens { at: at.clone() },
+                Ok(_) => Event::TargetListens { at: at.clone(), line: line.clone() },
                 Err(_) => Event::TargetLost { why: format!("the target listens at {at:?}"), next_epoch: 0 },
             });
         }

@@ -357,7 +357,7 @@ impl Story {
             }
             (Role::Incoming { migration, .. }, None) => {
                 self.seen.insert((name(host), vm.uid), vm.epoch);
-                let side = SideState::Listening { at: "10.0.0.9:4000".into() };
+                let side = SideState::Listening { at: "10.0.0.9:4000".into(), line: None };
                 let notes = MigrationReport { migration: migration.clone(), side };
                 match luck {
                     Luck::Good => self.say(&vm.name, host, vm.epoch, CopyState::Incoming, Some(notes)),

@@ -40,7 +40,7 @@ pub fn preparing() -> World {
 
 pub fn copying() -> World {
     let mut world = preparing();
-    let listening = SideState::Listening { at: "10.0.0.12:4000".into() };
+    let listening = SideState::Listening { at: "10.0.0.12:4000".into(), line: None };
     world.report_side("web", "a2", 2, CopyState::Incoming, Some(("m", listening)));
     world.settle();
     world.report_side("web", "a1", 1, CopyState::Running, Some(("m", SideState::Sending)));

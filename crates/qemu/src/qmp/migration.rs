@@ -196,6 +196,9 @@ pub struct Parameters {
     pub max_cpu_throttle: Option<u8>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_postcopy_bandwidth: Option<u64>,
+    /// Credentials that encrypt it; empty: none do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_creds: Option<String>,
 }
 
 /// Announcements after the guest runs: `rounds` of them, `initial_ms` apart at first, each gap `step_ms`
