@@ -31,6 +31,7 @@ use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::frame::{Frame, Kind, Lane};
+pub use pace::Pace;
 use shared::Shared;
 
 /// Names one session on both sides; whoever knows it and has the right certificate may join.
@@ -52,8 +53,8 @@ pub struct Options {
     pub silence: Duration,
     /// Longest wait before the next attempt to connect.
     pub retry_ceiling: Duration,
-    /// Bytes a second of all connections together; [`UNLIMITED`] for no limit.
-    pub rate_limit: watch::Receiver<u64>,
+    /// Of all connections together, and of every link that has a clone of it.
+    pub pace: Pace,
 }
 
 pub const UNLIMITED: u64 = u64::MAX;
@@ -64,7 +65,7 @@ impl Default for Options {
             streams: 4,
             silence: Duration::from_secs(4),
             retry_ceiling: Duration::from_secs(1),
-            rate_limit: watch::channel(UNLIMITED).1,
+            pace: Pace::unlimited(),
         }
     }
 }
@@ -151,6 +152,12 @@ impl Link {
     #[must_use]
     pub fn progress(&self) -> watch::Receiver<Progress> {
         self.progress.clone()
+    }
+
+    /// For another link beside this one.
+    #[must_use]
+    pub fn pace(&self) -> Pace {
+        self.sender.shared.options.pace.clone()
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use sterna_mover::frame::Kind;
-use sterna_mover::link::{Ended, Link, Options, Refusal, SessionId};
+use sterna_mover::link::{Ended, Link, Options, Pace, Refusal, SessionId};
 use tokio::sync::watch;
 use world::{Authority, NAME, Pair, SESSION, eventually, options};
 
@@ -90,7 +90,7 @@ async fn nobody_reads_and_so_the_writer_waits_with_little_under_way() {
 async fn the_rate_limit_holds_and_can_be_lifted_while_bytes_flow() {
     let (limit, rate_limit) = watch::channel(2_000_000);
     let Pair { source, mut target, listener: _listener, relay: _relay, .. } =
-        Pair::new(Options { rate_limit, ..options() }).await;
+        Pair::new(Options { pace: Pace::limited(rate_limit), ..options() }).await;
     let begun = Instant::now();
     let lift = async {
         eventually("a part came", || async { source.progress().borrow().acked_bytes > 2_000_000 }).await;

@@ -220,7 +220,7 @@ async fn small_writes_go_as_they_are_and_a_content_that_moved_within_the_disk_do
 async fn a_line_that_breaks_costs_time_only_and_no_write_waits_for_it() {
     for binary in binaries() {
         let (rate, rate_limit) = watch::channel(4 * MIB);
-        let slow = Options { rate_limit, ..options() };
+        let slow = Options { pace: link::Pace::limited(rate_limit), ..options() };
         let way = Way::new(&binary, Setting { options: slow, ..Setting::default() }).await;
         way.write_noise(1, 0, 12 * MIB).await;
         way.mirror().await;
@@ -251,7 +251,7 @@ async fn a_line_that_breaks_costs_time_only_and_no_write_waits_for_it() {
 async fn a_full_journal_slows_the_mirror_says_so_and_loses_nothing() {
     let Some(binary) = qemu(10) else { return };
     let (rate, rate_limit) = watch::channel(MIB);
-    let slow = Options { rate_limit, ..options() };
+    let slow = Options { pace: link::Pace::limited(rate_limit), ..options() };
     let setting = Setting { options: slow, memory_bytes: 4 * MIB, ..Setting::default() };
     let way = Way::new(&binary, setting).await;
     way.write_noise(1, 0, 24 * MIB).await;

@@ -195,7 +195,7 @@ async fn a_long_line_is_kept_full() {
     let mut took = Vec::new();
     for round in 0..2_u8 {
         let session = link::SessionId([round; 16]);
-        let line = Options { rate_limit: watch::channel(6 * MIB).1, ..Options::default() };
+        let line = Options { pace: link::Pace::limited(watch::channel(6 * MIB).1), ..Options::default() };
         let mut target = lonely.target(listener.expect(session, line.clone()));
         let dialer = authority.identity().dialer(world::NAME).unwrap();
         let source = link::Link::dial(session, far, dialer, line);

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufWriter, ReadHalf, WriteHalf};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::shared::{Misbehaved, Next, Shared};
 use crate::frame::outbox::Carrier;
@@ -151,7 +151,9 @@ async fn write_all<W: AsyncWrite + Unpin>(
 ) -> Lost {
     let lane = if number == 0 { Lane::Urgent } else { Lane::Data };
     let mut pings = tokio::time::interval(shared.options.silence / 4);
+    let mut rate = shared.options.pace.rate();
     loop {
+        rate.borrow_and_update();
         let ready = shared.ready(lane).notified();
         let pong = pongs.lock().take().map(|payload| Frame::unnumbered(Kind::Pong, payload));
         let mut wait = None;
@@ -182,6 +184,7 @@ async fn write_all<W: AsyncWrite + Unpin>(
         tokio::select! {
             () = ready, if wait.is_none() => {}
             () = tokio::time::sleep(wait.unwrap_or_default()), if wait.is_some() => {}
+            () = another(&mut rate), if wait.is_some() => {}
             () = pongs.added.notified() => {}
             _ = pings.tick() => {
                 let sent = began.elapsed().as_micros() as u64;
@@ -191,5 +194,13 @@ async fn write_all<W: AsyncWrite + Unpin>(
                 }
             }
         }
+    }
+}
+
+/// A wait under the old rate is no wait under the new one.
+async fn another(rate: &mut watch::Receiver<u64>) {
+    if rate.changed().await.is_err() {
+        // Nobody is left who could change it.
+        std::future::pending::<()>().await;
     }
 }

@@ -9,7 +9,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::hello::Hello;
 use super::line::Line;
-use super::pace::Pace;
 use super::tls::Fingerprint;
 use super::{Ended, Options, Progress, Refusal, SessionId, hello};
 use crate::frame::inbox::{Inbox, TooEarly};
@@ -41,7 +40,6 @@ struct State {
     /// By lane: something was taken that the other side does not know of.
     owes_ack: [bool; 2],
     line: Line,
-    pace: Pace,
     peer: Option<Fingerprint>,
     carriers: Vec<(u8, Carrier, CancellationToken)>,
     last_carrier: Carrier,
@@ -231,14 +229,13 @@ impl Shared {
         if !state.outboxes[Lane::Data.index()].has_ready() {
             return Next::Nothing;
         }
-        let wait = state.pace.wait(now);
+        let wait = self.options.pace.wait(now);
         if !wait.is_zero() {
             return Next::Wait(wait);
         }
         match state.outboxes[Lane::Data.index()].take(carrier, now) {
             Some(frame) => {
-                let rate = *self.options.rate_limit.borrow();
-                state.pace.charge(now, frame.wire_bytes(), rate);
+                self.options.pace.charge(now, frame.wire_bytes());
                 Next::Write(frame)
             }
             None => Next::Nothing,
