@@ -13,6 +13,8 @@ mod disks;
 mod incoming;
 /// The source's side.
 mod outgoing;
+/// How fast guests may go.
+mod pace;
 /// Page keys and checkpoints of guests that have been here.
 mod vault;
 
@@ -32,6 +34,7 @@ use sterna_mover::link::tls::{self, Dialer};
 use sterna_mover::session::Shared;
 use sterna_wire::join::host_dns_name;
 use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::watch;
 use uuid::Uuid;
 
 pub use disks::tidy;
@@ -110,6 +113,7 @@ struct Inner {
     listeners: tokio::sync::Mutex<HashMap<IpAddr, Arc<Listener>>>,
     outgoing: Mutex<HashMap<Uuid, Outgoing>>,
     incoming: Mutex<HashMap<Uuid, Incoming>>,
+    paces: watch::Sender<pace::Shares>,
 }
 
 impl Carriers {
@@ -123,6 +127,7 @@ impl Carriers {
             listeners: tokio::sync::Mutex::default(),
             outgoing: Mutex::default(),
             incoming: Mutex::default(),
+            paces: watch::Sender::default(),
         })))
     }
 

@@ -72,8 +72,9 @@ async fn start(config: &Config, shim: Vec<OsString>, scope: &Scope) -> anyhow::R
     let networks = Arc::new(networks(config, &identity).await?);
     let files = Files::open(&config.data_dir, &config.run_dir).context("open the records")?;
     files.prune(SystemTime::now()).context("clean the records")?;
+    let carriers = carriers(config, scope)?;
     let ports = Arc::new(Ports {
-        hypervisor: QemuHypervisor::new(settings(config, &probed, qemu, shim), carriers(config, scope)?),
+        hypervisor: QemuHypervisor::new(settings(config, &probed, qemu, shim), carriers.clone()),
         resources: MachineResources {
             storage: storage.clone(),
             networks: Arc::clone(&networks),
@@ -102,8 +103,8 @@ async fn start(config: &Config, shim: Vec<OsString>, scope: &Scope) -> anyhow::R
     scope.spawn(converger.run());
     scope.spawn(converge::measure(Meter::new(config), storage.clone(), Arc::clone(&outbox) as _));
     let consoles = Consoles::new(identity.clone(), config.run_dir.clone());
-    let ends =
-        ServerEnds { fleet, assigned, consoles, board: Arc::clone(&ports.board), storage, host, is_complete };
+    let board = Arc::clone(&ports.board);
+    let ends = ServerEnds { fleet, assigned, carriers, consoles, board, storage, host, is_complete };
     Link { identity, outbox, ends: Arc::new(ends), is_up }.run().await;
     Ok(())
 }
@@ -227,6 +228,7 @@ fn host_row(
 struct ServerEnds {
     fleet: Arc<LiveFleet>,
     assigned: watch::Sender<Option<Arc<Assignment>>>,
+    carriers: Carriers,
     consoles: Arc<Consoles>,
     board: Arc<Board>,
     storage: Storage,
@@ -245,6 +247,8 @@ impl Ends for ServerEnds {
                 let assignment = Arc::new(*assignment);
                 // Parts of a copy are looked up in it as soon as the copy's task has its order.
                 self.assigned.send_replace(Some(Arc::clone(&assignment)));
+                // So is how fast it may go.
+                self.carriers.set_paces(&assignment.paces);
                 self.fleet.apply(&assignment);
             }
             Down::Attach { ticket, uid, end, .. } => self.consoles.attach(ticket, uid, end),

@@ -63,6 +63,7 @@ impl Server {
             pools: vec![],
             volumes: vec![],
             tunnel: None,
+            paces: Vec::new(),
         };
         let server = Arc::new(Self {
             address: listener.local_addr().unwrap(),

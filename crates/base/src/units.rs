@@ -1,4 +1,4 @@
-//! Sizes and durations as people write them: `4GiB`, `300ms`.
+//! Sizes, durations and rates as people write them: `4GiB`, `300ms`, `20Mbit/s`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,6 +13,8 @@ pub enum Error {
     Size(String),
     #[error("`{0}` is not a duration; write a number with ms, s, m, h or d, such as 300ms")]
     Duration(String),
+    #[error("`{0}` is not a rate; write a number with bit/s, kbit/s, Mbit/s or Gbit/s, such as 20Mbit/s")]
+    Rate(String),
 }
 
 /// A number of bytes. Text form: the largest binary unit that is exact (`4GiB`, `1500B`).
@@ -157,6 +159,73 @@ impl<'de> Deserialize<'de> for Span {
     }
 }
 
+/// How fast a line is, in bits a second. Text form: the largest decimal unit that is exact (`20Mbit/s`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Rate(u64);
+
+const RATES: [(&str, u64); 4] =
+    [("Gbit/s", 1_000_000_000), ("Mbit/s", 1_000_000), ("kbit/s", 1000), ("bit/s", 1)];
+
+impl Rate {
+    #[must_use]
+    pub const fn kbit(n: u64) -> Self {
+        Self(n * 1000)
+    }
+
+    #[must_use]
+    pub const fn mbit(n: u64) -> Self {
+        Self(n * 1_000_000)
+    }
+
+    #[must_use]
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
+
+    #[must_use]
+    pub const fn bytes_per_second(self) -> u64 {
+        self.0 / 8
+    }
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let exact = RATES.iter().find(|(_, size)| self.0 != 0 && self.0.is_multiple_of(*size));
+        let (unit, size) = exact.copied().unwrap_or(("bit/s", 1));
+        write!(f, "{}{unit}", self.0 / size)
+    }
+}
+
+impl FromStr for Rate {
+    type Err = Error;
+
+    /// The case of letters does not matter, and `/s` may be left out.
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let wrong = || Error::Rate(text.chars().take(40).collect());
+        let trimmed = text.trim();
+        let split = trimmed.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
+        let number: u64 = trimmed[..split].parse().map_err(|_| wrong())?;
+        let unit = trimmed[split..].trim().to_ascii_lowercase();
+        let unit = unit.strip_suffix("/s").unwrap_or(&unit);
+        let is = |name: &str| name.to_ascii_lowercase().strip_suffix("/s") == Some(unit);
+        let size = RATES.iter().find(|(name, _)| is(name)).map(|(_, size)| *size).ok_or_else(wrong)?;
+        number.checked_mul(size).map(Rate).ok_or_else(wrong)
+    }
+}
+
+impl Serialize for Rate {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Rate {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -187,5 +256,23 @@ mod tests {
     fn a_duration_needs_its_unit() {
         assert_eq!("2h".parse::<Span>().unwrap(), Span::from_secs(7200));
         assert!("300".parse::<Span>().is_err());
+    }
+
+    #[test]
+    fn rates_read_as_lines_are_sold() {
+        let cases = [
+            ("20Mbit/s", 20_000_000),
+            ("20 mbit", 20_000_000),
+            ("1Gbit/s", 1_000_000_000),
+            ("64kbit/s", 64_000),
+        ];
+        for (text, bits) in cases {
+            let rate: Rate = text.parse().unwrap();
+            assert_eq!((rate.bits(), rate.bytes_per_second()), (bits, bits / 8), "{text}");
+            assert_eq!(rate.to_string().parse::<Rate>().unwrap(), rate);
+        }
+        for text in ["", "20", "20MB/s", "-1Mbit/s", "1.5Mbit/s", "99999999999Gbit/s", "Mbit/s", "20Mbit/h"] {
+            assert!(text.parse::<Rate>().is_err(), "{text}");
+        }
     }
 }

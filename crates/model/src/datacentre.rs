@@ -3,11 +3,17 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// What was asked for: for now a datacentre is its name and its description.
+use crate::bandwidth::BandwidthLimit;
+
+/// What was asked for.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct DatacentreSpec {
     /// Where it is, for people.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub location: Option<String>,
+    /// What moves to and from other datacentres may take of its line, in each direction. The lowest that holds counts;
+    /// while none does, moves take what the line carries.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub bandwidth: Vec<BandwidthLimit>,
 }

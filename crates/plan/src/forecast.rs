@@ -7,6 +7,8 @@
 //! ```text
 //! first = used * c0        next = U(pass / B) * cd        pause = stop + (queue + last + devices) / B + RTT/2 + load
 //! ```
+//!
+//! B is what the line carries or, when that is less, the limit that holds at that time of the move.
 
 use std::time::Duration;
 
@@ -38,9 +40,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(60);
 #[must_use]
 pub fn forecast(load: &LoadSample, line: &Line, max_downtime: Duration) -> Forecast {
     let guest = Guest { used: load.used.as_u64() as f64, pools: Pools::fit(&load.written, load.used) };
-    let room = room(line, max_downtime);
-    let freely = room.and_then(|room| rounds(&guest, line, room, 1.0));
-    let throttled = || room.and_then(|room| rounds(&guest, line, room, 1.0 - THROTTLE_MAX));
+    let freely = rounds(&guest, line, max_downtime, 1.0);
+    let throttled = || rounds(&guest, line, max_downtime, 1.0 - THROTTLE_MAX);
     let (verdict, run) = match freely {
         Some(run) => (Verdict::Fits, run),
         None => match throttled() {
@@ -48,10 +49,9 @@ pub fn forecast(load: &LoadSample, line: &Line, max_downtime: Duration) -> Forec
             None => steady(&guest, line),
         },
     };
-    let downtime = pause(line, run.last);
-    let sending = (run.bytes - run.last + line.volumes.as_u64() as f64) / line.bytes_per_s;
+    let downtime = pause(line, &run);
     Forecast {
-        total: whole_ms(line.overhead + Duration::from_secs_f64(sending.max(0.0)) + downtime),
+        total: whole_ms(line.overhead + Duration::from_secs_f64(run.stops) + downtime),
         downtime: whole_ms(downtime),
         bytes: Bytes(run.bytes as u64 + line.volumes.as_u64()),
         verdict,
@@ -67,46 +67,56 @@ struct Guest {
 }
 
 impl Guest {
-    /// What a pass leaves for the next one, on the line. `speed`: the share of its CPU time that the guest keeps.
+    /// What a pass of so many seconds leaves for the next one, on the line. `speed`: the share of its CPU time that the
+    /// guest keeps.
     fn after(&self, pass: f64, line: &Line, speed: f64) -> f64 {
-        self.pools.written(pass / line.bytes_per_s * speed) * line.cost_again
+        self.pools.written(pass * speed) * line.cost_again
     }
 }
 
-/// Bytes in all, and in the last pass, which is the pause.
+/// Bytes in all, and in the last pass, which is the pause; seconds after the first byte until the guest stops.
 struct Run {
     bytes: f64,
     last: f64,
+    stops: f64,
 }
 
-/// The pause if nothing at all were left to send.
-fn least_pause(line: &Line) -> Duration {
-    let sent = (line.queue.as_u64() as f64 + DEVICE_STATE) / line.bytes_per_s;
+/// The pause if nothing at all were left to send, so many seconds after the first byte.
+fn least_pause(line: &Line, at: f64) -> Duration {
+    let sent = (line.queue.as_u64() as f64 + DEVICE_STATE) / line.speed(at);
     STOP + LOAD + CONT + line.commit + line.round_trip / 2 + Duration::from_secs_f64(sent)
 }
 
-fn pause(line: &Line, last: f64) -> Duration {
-    least_pause(line) + Duration::from_secs_f64(last / line.bytes_per_s)
+fn pause(line: &Line, run: &Run) -> Duration {
+    least_pause(line, run.stops) + Duration::from_secs_f64(run.last / line.speed(run.stops))
 }
 
 /// What may be left for the pause; `None`: it is too short for what is in it in any case.
-fn room(line: &Line, max_downtime: Duration) -> Option<f64> {
-    Some(max_downtime.checked_sub(least_pause(line))?.as_secs_f64() * line.bytes_per_s)
+fn room(line: &Line, max_downtime: Duration, at: f64) -> Option<f64> {
+    Some(max_downtime.checked_sub(least_pause(line, at))?.as_secs_f64() * line.speed(at))
+}
+
+/// When memory begins: volumes go first, and then it is their writes that go beside it.
+fn first_page(line: &Line) -> f64 {
+    line.takes(line.volumes.as_u64() as f64 + DEVICE_STATE, 0.0)
 }
 
 /// `None`: does not converge to the pause.
-fn rounds(guest: &Guest, line: &Line, room: f64, speed: f64) -> Option<Run> {
+fn rounds(guest: &Guest, line: &Line, max_downtime: Duration, speed: f64) -> Option<Run> {
     let mut pass = guest.used * line.cost_first;
-    let mut bytes = DEVICE_STATE;
+    let (mut bytes, mut at) = (DEVICE_STATE, first_page(line));
     for round in 0..ROUNDS_MAX {
         bytes += pass;
         let speed = if round == 0 { 1.0 } else { speed };
-        let next = guest.after(pass, line, speed);
-        if next <= room {
-            return Some(Run { bytes: bytes + next, last: next });
+        let (begun, takes) = (at, line.takes(pass, at));
+        let next = guest.after(takes, line, speed);
+        at += takes;
+        if next <= room(line, max_downtime, at)? {
+            return Some(Run { bytes: bytes + next, last: next, stops: at });
         }
-        // The passes have stopped shrinking: the guest writes as fast as the line carries.
-        if round > 0 && next >= pass * 0.999 && (speed - 1.0).abs() < f64::EPSILON {
+        // The passes have stopped shrinking: the guest writes as fast as the line carries. Not so when a limit began.
+        let is_steady = next >= pass * 0.999 && line.speed(begun) <= line.speed(at);
+        if round > 0 && is_steady && (speed - 1.0).abs() < f64::EPSILON {
             return None;
         }
         pass = next;
@@ -117,25 +127,27 @@ fn rounds(guest: &Guest, line: &Line, room: f64, speed: f64) -> Option<Run> {
 /// Neither as it is nor throttled: passes shrink to a size that they keep, which then is the pause.
 fn steady(guest: &Guest, line: &Line) -> (Verdict, Run) {
     let mut pass = guest.used * line.cost_first;
-    let mut bytes = DEVICE_STATE;
+    let (mut bytes, mut at) = (DEVICE_STATE, first_page(line));
     for _ in 0..ROUNDS_MAX {
         bytes += pass;
-        let next = guest.after(pass, line, 1.0);
-        let is_steady = next >= pass * 0.999;
-        pass = next;
+        let takes = line.takes(pass, at);
+        let next = guest.after(takes, line, 1.0);
+        let is_steady = next >= pass * 0.999 && line.speed(at) <= line.speed(at + takes);
+        (pass, at) = (next, at + takes);
         if is_steady {
             break;
         }
     }
-    let is_whole = pass >= guest.used * line.cost_again * WHOLE || pause(line, pass) > PAUSE_MAX;
+    let run = Run { bytes: bytes + pass, last: pass, stops: at };
+    let is_whole = pass >= guest.used * line.cost_again * WHOLE || pause(line, &run) > PAUSE_MAX;
     let verdict = if is_whole { Verdict::WillNotConverge } else { Verdict::NeedsLongerPause };
-    (verdict, Run { bytes: bytes + pass, last: pass })
+    (verdict, run)
 }
 
 /// What would help.
 fn advice(verdict: Verdict, guest: &Guest, line: &Line) -> String {
     let (unthrottled, run) = steady(guest, line);
-    let enough = rounded_up(pause(line, run.last));
+    let enough = rounded_up(pause(line, &run));
     let allow = format!("allow a pause of {enough}");
     let is_in_reach = unthrottled == Verdict::NeedsLongerPause;
     match verdict {

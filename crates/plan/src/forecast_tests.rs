@@ -129,3 +129,32 @@ fn confidence_is_what_was_measured() {
     let carried = Line { is_cost_known: false, ..line(10.0) };
     assert_eq!(of(&load(64, 1), &carried), Confidence::Fair);
 }
+
+/// 8 MB/s now, and so much from then on.
+fn limited(from_s: u64, mb_per_s: Option<u64>) -> Line {
+    let later = (Duration::from_secs(from_s), mb_per_s.map(|mb| mb * 1_000_000));
+    Line { limits: vec![(Duration::ZERO, Some(8_000_000)), later], ..line(100.0) }
+}
+
+#[test]
+fn a_limit_slows_a_move_as_long_as_it_holds() {
+    let total = |line: &Line| forecast(&load(256, 0), line, PAUSE).total.as_millis();
+    // 268 MB at 8 MB/s.
+    assert!((33_900..34_300).contains(&total(&limited(7200, None))), "{}", total(&limited(7200, None)));
+    // Ten seconds of them, and the other 188 MB at 100 MB/s.
+    assert!((12_300..12_600).contains(&total(&limited(10, None))), "{}", total(&limited(10, None)));
+    // A limit is no speed: the line carries no more than it does.
+    assert_eq!(total(&limited(0, Some(1000))), total(&line(100.0)));
+}
+
+#[test]
+fn the_limit_that_holds_at_the_end_makes_the_pause() {
+    let waiting =
+        |line: Line| forecast(&load(256, 0), &Line { queue: Bytes::mib(1), ..line }, PAUSE).downtime;
+    let (by_day, by_night) = (waiting(limited(7200, None)), waiting(limited(10, None)));
+    assert!((130..160).contains(&by_day.as_millis()), "a MiB at 8 MB/s: {by_day}");
+    assert!(by_night.as_millis() < 40, "{by_night}");
+    let into_the_day = Line { limits: vec![(Duration::from_secs(1), Some(500_000))], ..line(100.0) };
+    let late = forecast(&load(256, 3), &into_the_day, PAUSE);
+    assert_ne!(late.verdict, Verdict::Fits, "it writes faster than the line may carry by then: {late:?}");
+}

@@ -26,6 +26,8 @@ pub mod migration;
 pub mod network;
 /// When operations are done.
 pub mod operation;
+/// How the limits of lines between datacentres are shared out.
+mod pace;
 /// Picks a host, and says why.
 pub mod placement;
 /// All planners in order.

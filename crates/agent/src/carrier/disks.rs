@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use sterna_mover::hash::Key;
-use sterna_mover::link::{self, Link, SessionId};
+use sterna_mover::link::{self, Link, Pace, SessionId};
 use sterna_mover::volume::source::MirrorTo;
 use sterna_mover::volume::target::Export;
 use sterna_mover::volume::{self, Limits, Outcome, SourceEvent, Spill, Volume};
@@ -81,11 +81,12 @@ pub(super) struct Mirrors {
 }
 
 impl Mirrors {
-    /// Begins to copy; the guest goes on.
-    pub async fn start(carriers: &Carriers, departure: &Departure) -> Result<Self, Error> {
+    /// Begins to copy; the guest goes on. Memory keeps to the same pace.
+    pub async fn start(carriers: &Carriers, departure: &Departure, pace: Pace) -> Result<Self, Error> {
         let (client, carry) = (&departure.client, &departure.carry);
         let dialer = carriers.dialer(&carry.peer)?;
-        let link = Link::dial(session(carry), departure.to, dialer, link::Options::default());
+        let options = link::Options { pace, ..link::Options::default() };
+        let link = Link::dial(session(carry), departure.to, dialer, options);
         let nodes = client.query_named_block_nodes().await?;
         let mut volumes = Vec::new();
         for index in &carry.disks {

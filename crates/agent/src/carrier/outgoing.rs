@@ -160,7 +160,9 @@ impl Carriers {
     pub fn send(&self, departure: Departure) -> Result<Outgoing, Error> {
         let dialer = self.dialer(&departure.carry.peer)?;
         let session = SessionId(departure.carry.session.into_bytes());
-        let link = Link::dial(session, departure.to, dialer, link::Options::default());
+        let pace = self.pace(departure.carry.session);
+        let options = link::Options { pace, ..link::Options::default() };
+        let link = Link::dial(session, departure.to, dialer, options);
         let (stage, staged) = watch::channel(Stage::Going);
         let (calls, called) = mpsc::channel(4);
         let (link_progress, disk_bytes) = (link.progress(), Arc::clone(&departure.disk_bytes));
@@ -246,7 +248,7 @@ async fn begin(
         None
     } else {
         disks::tidy(client).await?;
-        let mut mirrors = Mirrors::start(carriers, departure).await?;
+        let mut mirrors = Mirrors::start(carriers, departure, link.pace()).await?;
         mirrors.catch_up().await?;
         Some(mirrors)
     };

@@ -189,6 +189,7 @@ impl Host {
             pools: vec![],
             volumes: vec![],
             tunnel: None,
+            paces: Vec::new(),
         };
         self.fleet.apply(&assignment);
     }

@@ -1,5 +1,7 @@
 //! A fake server: answers what a test tells it to, over the same TLS as the real one, and remembers what was asked.
 
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};

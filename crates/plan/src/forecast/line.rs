@@ -1,14 +1,17 @@
 //! What a VM would move over: how fast, how far, and what a page costs on the way.
 //!
-//! Reads: the route of the move, what past moves between the same two datacentres took. What nobody has measured is
-//! assumed, and is said to be.
+//! Reads: the route of the move, what past moves between the same two datacentres took, the limits of both. What nobody
+//! has measured is assumed, and is said to be.
 
 use std::time::Duration;
 
+use sterna_base::clock::Timestamp;
 use sterna_base::units::Bytes;
+use sterna_model::bandwidth::{Share, rates_from};
 use sterna_model::meta::Name;
 use sterna_model::migration::{MigrationDecision, Outcome, Phase, Via, VolumeMove};
 
+use crate::pace;
 use crate::route::{Route, route};
 use crate::view::{Host, View, Vm};
 
@@ -44,6 +47,8 @@ const TELLING_TIME: Duration = Duration::from_millis(100);
 pub struct Line {
     /// Bytes a second that a migration gets through.
     pub bytes_per_s: f64,
+    /// What it may take of that: bytes a second, each from so long after the order on; `None`: all.
+    pub limits: Vec<(Duration, Option<u64>)>,
     pub round_trip: Duration,
     /// From the order to the first byte, plus from the last to the end.
     pub overhead: Duration,
@@ -75,6 +80,7 @@ impl Line {
         let waiting = QUEUE.max(bytes_per_s * round_trip.as_secs_f64() * QUEUE_ROUND_TRIPS);
         Self {
             bytes_per_s,
+            limits: Vec::new(),
             round_trip,
             overhead: OVERHEAD + round_trip * ROUND_TRIPS_BEFORE,
             commit: if is_carried { COMMIT } else { Duration::ZERO },
@@ -90,17 +96,20 @@ impl Line {
 
     /// The way of a running VM to a host. `used`: its memory, as it is now.
     #[must_use]
-    pub fn to(view: &View, vm: &Vm<'_>, host: &Host<'_>, used: Bytes) -> Self {
+    pub fn to(view: &View, vm: &Vm<'_>, host: &Host<'_>, used: Bytes, now: Timestamp) -> Self {
         let home = vm.decision().and_then(|decision| view.host(&decision.owner.host));
         let there = &host.spec.datacentre;
         let here = home.map_or_else(|| there.clone(), |home| home.spec.datacentre.clone());
         let is_far = here != *there;
         // Whoever may not go there is told why by the order; what it would take does not depend on it.
-        let fallback =
-            |why| Route { via: if is_far { Via::Mover } else { Via::Direct }, volumes: vec![], why };
+        let via = if is_far { Via::Mover } else { Via::Direct };
+        let fallback = |why| Route { via, channels: 0, volumes: vec![], why };
         let way = route(view, vm, host).unwrap_or_else(fallback);
         let mut line = Self::assumed(way.via, is_far);
         let mut basis = vec![line.take_speed(view, way.via, (&here, there))];
+        if is_far {
+            basis.extend(line.take_limits(&pace::shares(view, (&here, there), 1), now));
+        }
         if way.via == Via::Mover {
             basis.push(line.take_cost(view, vm, (&here, there), used));
         }
@@ -116,6 +125,44 @@ impl Line {
     #[must_use]
     pub fn at_best(&self) -> Self {
         Self { volumes: Bytes::default(), ..self.clone() }
+    }
+
+    /// Bytes a second, so many seconds after the order.
+    #[must_use]
+    pub fn speed(&self, at: f64) -> f64 {
+        let begun = self.limits.iter().take_while(|(from, _)| from.as_secs_f64() <= at).last();
+        begun
+            .and_then(|(_, limit)| *limit)
+            .map_or(self.bytes_per_s, |limit| self.bytes_per_s.min(limit as f64))
+    }
+
+    /// Seconds that so many bytes take when they begin to go then.
+    #[must_use]
+    pub fn takes(&self, bytes: f64, at: f64) -> f64 {
+        let (mut left, mut time) = (bytes, at);
+        for (change, _) in self.limits.iter().filter(|(from, _)| from.as_secs_f64() > at) {
+            let (change, speed) = (change.as_secs_f64(), self.speed(time));
+            if left <= (change - time) * speed {
+                break;
+            }
+            left -= (change - time) * speed;
+            time = change;
+        }
+        time + left / self.speed(time) - at
+    }
+
+    /// `None`: there are no limits. This move is one more that shares them.
+    fn take_limits(&mut self, shares: &[Share], now: Timestamp) -> Option<String> {
+        if shares.is_empty() {
+            return None;
+        }
+        self.limits = rates_from(shares, now);
+        let words = self.limits.iter().take(2).map(|(from, limit)| {
+            let limit = limit
+                .map_or("no limit".to_owned(), |limit| format!("{:.1} MB/s at the most", limit as f64 / 1e6));
+            if from.is_zero() { format!("{limit} now") } else { format!("{limit} from {} on", now + *from) }
+        });
+        Some(words.collect::<Vec<_>>().join(", "))
     }
 
     /// The fastest that recent moves got through; a slower one may have been held up by something else.

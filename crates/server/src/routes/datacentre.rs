@@ -4,6 +4,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use sterna_base::clock::Timestamp;
+use sterna_model::bandwidth::{BandwidthLimit, LIMITS_MAX};
 use sterna_model::cluster::ClusterSpec;
 use sterna_model::datacentre::DatacentreSpec;
 use sterna_model::error::{Code, Error};
@@ -117,6 +118,16 @@ async fn delete(
 }
 
 fn check(_: &View, _: Option<(&Name, &DatacentreSpec)>, spec: &DatacentreSpec, txn: Txn) -> Answer<Txn> {
+    if spec.bandwidth.len() > LIMITS_MAX {
+        let count = spec.bandwidth.len();
+        return Err(refuse(
+            Code::Invalid,
+            format!("{count} bandwidth limits; at most {LIMITS_MAX} are kept"),
+        ));
+    }
+    if let Some(fault) = spec.bandwidth.iter().find_map(BandwidthLimit::fault) {
+        return Err(refuse(Code::Invalid, format!("bandwidth limit {fault}")));
+    }
     match &spec.location {
         Some(location) if location.len() > 200 => {
             Err(refuse(Code::Invalid, "the location is longer than 200 bytes"))

@@ -245,7 +245,7 @@ struct Estimate {
 impl Estimate {
     fn new(app: &App, (view, vm): (&View, &Vm<'_>), host: &Host<'_>, max_downtime: Span) -> Self {
         let load = load(app, vm);
-        let line = Line::to(view, vm, host, load.used);
+        let line = Line::to(view, vm, host, load.used, app.now());
         let at_best = forecast(&load, &line.at_best(), max_downtime.0).total;
         Self { forecast: forecast(&load, &line, max_downtime.0), at_best }
     }
