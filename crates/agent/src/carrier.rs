@@ -13,6 +13,8 @@ mod disks;
 mod incoming;
 /// The source's side.
 mod outgoing;
+/// Memory of other guests here that an arriving one resembles.
+mod siblings;
 /// How fast guests may go.
 mod pace;
 /// Page keys and checkpoints of guests that have been here.
@@ -58,6 +60,8 @@ pub struct Settings {
     pub key: PathBuf,
     pub ca: PathBuf,
     pub data_dir: PathBuf,
+    /// Where the traces of running VMs are.
+    pub run_dir: PathBuf,
     /// QEMU's user, who opens the sockets made here.
     pub run_as_uid: u32,
     pub run_as_gid: u32,

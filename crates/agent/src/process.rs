@@ -1,5 +1,8 @@
 //! Processes of this machine, as `/proc` shows them.
 
+/// The memory that a QEMU gives to its guest.
+pub mod memory;
+
 use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};

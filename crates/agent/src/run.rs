@@ -166,6 +166,7 @@ fn carriers(config: &Config, scope: &Scope) -> anyhow::Result<Carriers> {
         key: config.key(),
         ca: config.ca(),
         data_dir: config.data_dir.clone(),
+        run_dir: config.run_dir.clone(),
         run_as_uid: config.run_as_uid,
         run_as_gid: config.run_as_gid,
         checkpoints_kept: config.former_kept.0,

@@ -34,6 +34,8 @@ pub mod placement;
 pub mod round;
 /// How a running VM gets to a host.
 pub mod route;
+/// Whose memory resembles whose.
+pub mod sibling;
 /// Turns a host and a VM into a start.
 pub mod start;
 /// What users see, from a view.

@@ -160,21 +160,16 @@ fn disk_call(code: &mut Code, function: u16) -> usize {
     packet
 }
 
+/// Where guests that use more memory than real mode reaches begin with it.
+const START: u32 = 1 << 20;
+const PAGE: u32 = 4096;
+
 /// Writes one word to each of `pages` pages above 1 MiB, round after round, spinning `spin` times between
 /// two pages. Prints `.` on the serial port after each round.
 pub fn dirtier(pages: u32, spin: u32) -> Sector {
-    const START: u32 = 1 << 20;
-    const PAGE: u32 = 4096;
     let mut code = Code::new();
-    code.put(&[0xfa, 0x31, 0xc0, 0x8e, 0xd8, 0x0f, 0x01, 0x16]); // cli; ds = 0; lgdt [table]
-    let table_in_load = code.here();
-    code.put16(0);
-    code.put(&[0x0f, 0x20, 0xc0, 0x0c, 0x01, 0x0f, 0x22, 0xc0]); // protected mode on
-    code.put(&[0xea]); // jmp 08:flat
-    let flat_in_jump = code.here();
-    code.put16(0).put16(8);
-    let flat = code.here();
-    code.put(&[0x66, 0xb8, 0x10, 0x00, 0x8e, 0xd8, 0x31, 0xdb]); // ds = 10 (all memory); xor ebx,ebx
+    let tables = go_flat(&mut code);
+    code.put(&[0x31, 0xdb]); // xor ebx,ebx
     let round = code.here();
     code.put(&[0x43, 0xbf]).put32(START); // inc ebx; mov edi,start
     let page = code.here();
@@ -184,14 +179,76 @@ pub fn dirtier(pages: u32, spin: u32) -> Sector {
     code.put(&[0x49]).jump_back(0x75, wait); // dec ecx; jnz
     code.put(&[0x81, 0xff]).put32(START + pages * PAGE).jump_back(0x72, page); // cmp edi,end; jb
     code.put(&[0xb0, b'.', 0x66, 0xba]).put16(0x3f8).put(&[0xee]).jump_back(0xeb, round); // print; jmp
-    let entries = code.here();
-    // Nothing; code and data over all 4 GiB.
-    code.put(&[0; 8]).put(&[0xff, 0xff, 0, 0, 0, 0x9a, 0xcf, 0]).put(&[0xff, 0xff, 0, 0, 0, 0x92, 0xcf, 0]);
-    let table = code.here();
-    code.put16(23).put32(Code::address(entries).into());
-    code.patch16(table_in_load, Code::address(table));
-    code.patch16(flat_in_jump, Code::address(flat));
+    tables.put(&mut code);
     code.sector()
+}
+
+/// Each word that [`filler`] writes comes from the one before.
+const FILL_FACTOR: u32 = 1_664_525;
+const FILL_STEP: u32 = 1_013_904_223;
+
+/// Fills `pages` pages above 1 MiB with [`filling`], prints `.` on the serial port and sleeps for ever.
+pub fn filler(pages: u32) -> Sector {
+    let mut code = Code::new();
+    let tables = go_flat(&mut code);
+    code.put(&[0x31, 0xc0, 0xbf]).put32(START); // xor eax,eax; mov edi,start
+    let next = code.here();
+    code.put(&[0x69, 0xc0]).put32(FILL_FACTOR).put(&[0x05]).put32(FILL_STEP); // imul eax,F; add eax,S
+    code.put(&[0x89, 0x07, 0x83, 0xc7, 0x04]); // mov [edi],eax; add edi,4
+    code.put(&[0x81, 0xff]).put32(START + pages * PAGE).jump_back(0x72, next); // cmp edi,end; jb
+    code.put(&[0xb0, b'.', 0x66, 0xba]).put16(0x3f8).put(&[0xee]); // print
+    let end = code.here();
+    code.put(&[0xf4]).jump_back(0xeb, end); // hlt; jmp
+    tables.put(&mut code);
+    code.sector()
+}
+
+/// What [`filler`] writes, page by page: no two of the first million pages are alike, and none shrinks by much.
+pub fn filling() -> impl Iterator<Item = [u8; PAGE as usize]> {
+    let mut word = 0_u32;
+    std::iter::repeat_with(move || {
+        let mut page = [0; PAGE as usize];
+        for bytes in page.as_chunks_mut().0 {
+            word = word.wrapping_mul(FILL_FACTOR).wrapping_add(FILL_STEP);
+            *bytes = word.to_le_bytes();
+        }
+        page
+    })
+}
+
+/// What [`go_flat`] refers to, and must come behind the code.
+struct Tables {
+    table_in_load: usize,
+    flat_in_jump: usize,
+    flat: usize,
+}
+
+/// Into protected mode, where all of memory is reached by 32 bits.
+fn go_flat(code: &mut Code) -> Tables {
+    code.put(&[0xfa, 0x31, 0xc0, 0x8e, 0xd8, 0x0f, 0x01, 0x16]); // cli; ds = 0; lgdt [table]
+    let table_in_load = code.here();
+    code.put16(0);
+    code.put(&[0x0f, 0x20, 0xc0, 0x0c, 0x01, 0x0f, 0x22, 0xc0]); // protected mode on
+    code.put(&[0xea]); // jmp 08:flat
+    let flat_in_jump = code.here();
+    code.put16(0).put16(8);
+    let flat = code.here();
+    code.put(&[0x66, 0xb8, 0x10, 0x00, 0x8e, 0xd8]); // ds = 10 (all memory)
+    Tables { table_in_load, flat_in_jump, flat }
+}
+
+impl Tables {
+    fn put(self, code: &mut Code) {
+        let entries = code.here();
+        // Nothing; code and data over all 4 GiB.
+        code.put(&[0; 8])
+            .put(&[0xff, 0xff, 0, 0, 0, 0x9a, 0xcf, 0])
+            .put(&[0xff, 0xff, 0, 0, 0, 0x92, 0xcf, 0]);
+        let table = code.here();
+        code.put16(23).put32(Code::address(entries).into());
+        code.patch16(self.table_in_load, Code::address(table));
+        code.patch16(self.flat_in_jump, Code::address(self.flat));
+    }
 }
 
 /// A raw disk of `bytes` (at least 1 MiB, so that each disk driver takes it) that boots this sector.
@@ -214,11 +271,23 @@ mod tests {
 
     #[test]
     fn each_guest_fits_its_sector_and_is_bootable() {
-        for sector in
-            [hlt(), exits(), panicker(), writer(Pace::Flat), writer(Pace::Ticks), dirtier(1000, 100)]
-        {
+        for sector in [
+            hlt(),
+            exits(),
+            panicker(),
+            writer(Pace::Flat),
+            writer(Pace::Ticks),
+            dirtier(1000, 100),
+            filler(1000),
+        ] {
             assert_eq!(sector[510..], [0x55, 0xaa]);
             assert_eq!(sector[0], 0xfa);
         }
+    }
+
+    #[test]
+    fn pages_of_a_filling_differ() {
+        let pages: std::collections::BTreeSet<_> = filling().take(3000).collect();
+        assert_eq!(pages.len(), 3000);
     }
 }

@@ -281,6 +281,7 @@ mod tests {
             session: uuid::Uuid::from_u128(7),
             peer: sterna_model::meta::Name::new("b").unwrap(),
             disks: vec![0],
+            siblings: vec![],
         };
         assert_ne!(session(&carry), SessionId(carry.session.into_bytes()));
     }

@@ -87,7 +87,7 @@ impl Carriers {
         let memory = client.query_memory_size().await?;
         let most = target::Bounds { store_bytes: store_bytes(memory), pages_max: pages_of(memory) };
         let (checkpoint, keeper) = self.kept(vm).await;
-        let options = target::Options { most, checkpoint, offers: None, keeper };
+        let options = target::Options { most, checkpoint, offers: self.offering(vm, carry), keeper };
         let link = listener.expect(SessionId(carry.session.into_bytes()), Options::default());
         let target = Target::start(socket, link, options);
         let stop = CancellationToken::new();

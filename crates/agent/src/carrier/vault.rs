@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sterna_base::file::{read_if_there, write_durably};
-use sterna_mover::checkpoint::{HostKey, Limits, Shelf};
+use sterna_mover::checkpoint::{self, HostKey, Limits, Scratch, Shelf};
 use sterna_mover::codec::Keeper;
 use sterna_mover::hash::Key;
 use sterna_mover::session::Shared;
@@ -57,6 +57,11 @@ impl Vault {
                 None
             }
         }
+    }
+
+    /// For contents of other guests, while one arrives.
+    pub fn scratch(&self, key: &Key, pages_max: usize) -> Result<Scratch, checkpoint::Error> {
+        self.shelf.scratch(key, pages_max)
     }
 
     /// Keeps what passes. Without room for it a move goes on all the same.

@@ -143,6 +143,12 @@ pub async fn ask_to_kill(directory: &Path) {
     }
 }
 
+/// The QEMU that the VM has here, if it lives.
+pub fn process_of(run_dir: &Path, uid: Uuid) -> Option<Process> {
+    let run: RunRecord = read(&super::directory(run_dir, uid).join(RUN_RECORD)).ok().flatten()?;
+    Some(qemu_of(&run)).filter(|process| process.is_alive())
+}
+
 /// Every process of the VM that still lives. QEMU before its shim; without a record, whatever names its directory.
 pub fn processes(run_dir: &Path, uid: Uuid) -> Vec<Process> {
     let directory = super::directory(run_dir, uid);

@@ -38,6 +38,7 @@ pub fn carriers(folder: &Path, scope: &Scope) -> Carriers {
         key: file("host.key", key.serialize_pem()),
         ca: file("ca.pem", ca().pem()),
         data_dir: folder.join("data"),
+        run_dir: folder.join("run"),
         run_as_uid: RUN_AS,
         run_as_gid: RUN_AS,
         checkpoints_kept: Duration::from_secs(3600),

@@ -82,12 +82,19 @@ pub fn disk(folder: &Path, sector: &sterna_qemu::boot::Sector) -> PathBuf {
     disk
 }
 
-/// Every VM has this one disk.
+/// Every VM has this one disk, but for those that have one of their own beside it.
 pub struct OneDisk(pub PathBuf);
 
+/// The disk of one VM alone.
+pub fn own_disk(disk: &Path, vm: Uuid) -> PathBuf {
+    disk.with_file_name(format!("{vm}.img"))
+}
+
 impl Resources for OneDisk {
-    async fn prepare(&self, _whose: &Whose, _machine: &Machine) -> Result<Parts, NotReady> {
-        let source = sterna_qemu::config::Source::File { path: self.0.clone() };
+    async fn prepare(&self, whose: &Whose, _machine: &Machine) -> Result<Parts, NotReady> {
+        let own = own_disk(&self.0, whose.uid);
+        let path = if own.exists() { own } else { self.0.clone() };
+        let source = sterna_qemu::config::Source::File { path };
         let opened = Opened { format: sterna_qemu::config::Format::Raw, source, backing: vec![] };
         Ok(Parts { disks: vec![opened], ..Parts::default() })
     }
