@@ -25,6 +25,8 @@ pub mod postgres;
 pub mod rate;
 /// Line, guests, moves.
 pub mod rig;
+/// Where another guest of the same image runs.
+pub mod sibling;
 /// Asking a database.
 pub mod sql;
 /// A connection that outlives a move.
@@ -50,6 +52,7 @@ pub const ROWS: &[&str] = &[
     "rate",
     "disk",
     "tcp",
+    "sibling",
     "database",
     "page-cache",
     "faults",
@@ -126,6 +129,7 @@ async fn row(rig: &Rig<'_>, name: &str, repeats: usize) -> Result<Table> {
         "rate" => rate::rate(rig).await,
         "disk" => disk::disk(rig, repeats).await,
         "tcp" => tcp::tcp(rig, repeats).await,
+        "sibling" => sibling::sibling(rig, repeats).await,
         "database" => kinds::database(rig, repeats).await,
         "page-cache" => kinds::page_cache(rig, repeats).await,
         "faults" => faults::faults(rig, if repeats == 1 { 10 } else { 200 }).await,
