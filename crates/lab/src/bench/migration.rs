@@ -14,7 +14,7 @@ use sterna_client::vm::{Move, Vm};
 use sterna_model::meta::Name;
 use sterna_qemu::qmp::migration::Status;
 
-use super::plain::{self, Hand, Machine, Place};
+use super::plain::{self, Hand, Machine, Place, Style};
 use super::table::{Bar, Table, median, percentile};
 use super::world::{Process, World};
 use crate::place::Host;
@@ -40,7 +40,7 @@ impl Size {
 const MEMORY: Bytes = Bytes::mib(512);
 const DOWNTIME: Span = Span::from_millis(300);
 /// The loaded guest: sparse writes all over half of its memory, and a CPU that is a third busy.
-const LOAD: [&str; 2] = ["/dirty?pages_per_s=2000&mib=256", "/cpu?percent=30"];
+pub const LOAD: [&str; 2] = ["/dirty?pages_per_s=2000&mib=256", "/cpu?percent=30"];
 const REST: [&str; 2] = ["/dirty?pages_per_s=0&mib=256", "/cpu?percent=0"];
 /// After the echo is back, before the next measurement: under emulation a guest that has just moved is slow until its
 /// code has been translated again. An even number of pairs lets both sides go first equally often.
@@ -51,16 +51,16 @@ const WORK_IN: Duration = Duration::from_secs(3);
 
 /// One move, whoever made it. Milliseconds and bytes.
 #[derive(Debug, Clone, Copy)]
-struct Sample {
-    total: f64,
-    downtime: f64,
-    gap: f64,
-    bytes: f64,
+pub struct Sample {
+    pub total: f64,
+    pub downtime: f64,
+    pub gap: f64,
+    pub bytes: f64,
 }
 
 pub async fn run(world: &World, size: Size) -> Result<Table> {
     let mut table = Table::default();
-    let mut pair = Pair::set_up(world).await?;
+    let mut pair = Pair::set_up(world, Style::Plain).await?;
     table.note(format!(
         "guest {} KiB under {}, {}; hosts {} and {}",
         pair.machine.memory_kib,
@@ -73,26 +73,28 @@ pub async fn run(world: &World, size: Size) -> Result<Table> {
     let idle = pair.alternate("idle", size.idle_pairs, &REST).await?;
     let loaded = pair.alternate("loaded", size.pairs, &LOAD).await?;
     compare(&mut table, &idle, &loaded);
-    pair.hand.take().context("the guest by hand is gone")?.end().await?;
+    pair.end().await?;
     back_and_forth(world, &mut table, &pair.vm, size).await?;
     Ok(table)
 }
 
 /// The VM that Sterna moves and its twin that is moved by hand.
-struct Pair<'a> {
+pub struct Pair<'a> {
     world: &'a World,
-    vm: Vm,
+    pub vm: Vm,
     twin: Vm,
     machine: Machine,
     accel: String,
     places: [Place; 2],
     hand: Option<Hand>,
+    style: Style,
     /// Where the client is.
     from: Host,
 }
 
 impl<'a> Pair<'a> {
-    async fn set_up(world: &'a World) -> Result<Self> {
+    /// `style` is that of the twin's moves.
+    pub async fn set_up(world: &'a World, style: Style) -> Result<Self> {
         let user = &world.user;
         let image = Name::new("tiny")?;
         user.ensure_image(&image, &world.image).await?;
@@ -113,11 +115,16 @@ impl<'a> Pair<'a> {
         let hand = Hand::boot(machine.clone(), places.clone()).await?;
         world.guest_answers(from, user::address(&twin)?).await?;
         world.guest_answers(from, user::address(&vm)?).await?;
-        Ok(Self { world, vm, twin, machine, accel, places, hand: Some(hand), from })
+        Ok(Self { world, vm, twin, machine, accel, places, hand: Some(hand), style, from })
+    }
+
+    /// The twin is gone.
+    pub async fn end(&mut self) -> Result<()> {
+        self.hand.take().context("the guest by hand is gone")?.end().await
     }
 
     /// Pairs of moves, Sterna first in every other one.
-    async fn alternate(&mut self, what: &str, pairs: usize, load: &[&str]) -> Result<[Vec<Sample>; 2]> {
+    pub async fn alternate(&mut self, what: &str, pairs: usize, load: &[&str]) -> Result<[Vec<Sample>; 2]> {
         let mut samples = [Vec::new(), Vec::new()];
         for pair in 0..pairs {
             let order = if pair % 2 == 0 { [0, 1] } else { [1, 0] };
@@ -179,7 +186,7 @@ impl<'a> Pair<'a> {
         warm_memory().await?;
         let probes = self.world.probes(self.from, user::address(&self.twin)?, false).await?;
         let hand = self.hand.as_mut().context("the guest by hand is gone")?;
-        let moved = hand.migrate(DOWNTIME.0).await?;
+        let moved = hand.migrate(self.style, DOWNTIME.0).await?;
         tokio::time::sleep(SETTLE).await;
         let seen = tokio::task::spawn_blocking(move || probes.finish()).await??;
         Ok(Sample {

@@ -5,7 +5,8 @@
 //! `return-path` on both sides and the same bandwidth and downtime limits as Sterna's, has the target listen, starts
 //! the migration, waits for QEMU's `completed` event and for the target to run, ends the source with `quit` and waits
 //! for its process. It keeps no record, checks nothing, and would run the guest twice if the line broke at the wrong
-//! moment. Told to compress, it sets `multifd` with four channels and zstd on both sides as well.
+//! moment. Told so, it sets `multifd` on both sides as well: with as many channels as are said, or with four and zstd.
+//! Nothing of it is encrypted.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -72,6 +73,8 @@ pub struct Moved {
 pub enum Style {
     /// One stream as it is.
     Plain,
+    /// This many channels, as they are.
+    Multifd(u8),
     /// Four channels, each compressed with zstd at QEMU's own level.
     MultifdZstd,
 }
@@ -101,8 +104,8 @@ impl Hand {
     }
 
     /// Moves the guest to the other host.
-    pub async fn migrate(&mut self, downtime_max: Duration) -> anyhow::Result<Moved> {
-        let terms = Terms { style: Style::Plain, downtime_max, patience: DEADLINE };
+    pub async fn migrate(&mut self, style: Style, downtime_max: Duration) -> anyhow::Result<Moved> {
+        let terms = Terms { style, downtime_max, patience: DEADLINE };
         self.migrate_on(terms).await?.context("the move did not end")
     }
 
@@ -166,11 +169,13 @@ impl Hand {
 /// What both sides must agree on.
 async fn prepare(side: &Client, style: Style) -> anyhow::Result<()> {
     side.set_migration_capabilities(&[Capability::Events, Capability::ReturnPath], &[]).await?;
-    if style == Style::MultifdZstd {
-        side.set_migration_capabilities(&[Capability::Multifd], &[]).await?;
-        let how = json!({ "multifd-channels": 4, "multifd-compression": "zstd" });
-        side.execute::<Value>("migrate-set-parameters", how).await?;
-    }
+    let how = match style {
+        Style::Plain => return Ok(()),
+        Style::Multifd(channels) => json!({ "multifd-channels": channels, "multifd-compression": "none" }),
+        Style::MultifdZstd => json!({ "multifd-channels": 4, "multifd-compression": "zstd" }),
+    };
+    side.set_migration_capabilities(&[Capability::Multifd], &[]).await?;
+    side.execute::<Value>("migrate-set-parameters", how).await?;
     Ok(())
 }
 
