@@ -13,6 +13,8 @@ pub mod faults;
 pub mod kept;
 /// Guests of other kinds.
 pub mod kinds;
+/// Inside a datacentre, beside QEMU's several connections.
+pub mod lan;
 /// Beside another manager.
 pub mod libvirt;
 /// Lines that are cut, slow, long or lossy.
@@ -53,6 +55,7 @@ pub const ROWS: &[&str] = &[
     "disk",
     "tcp",
     "sibling",
+    "lan",
     "database",
     "page-cache",
     "faults",
@@ -130,6 +133,7 @@ async fn row(rig: &Rig<'_>, name: &str, repeats: usize) -> Result<Table> {
         "disk" => disk::disk(rig, repeats).await,
         "tcp" => tcp::tcp(rig, repeats).await,
         "sibling" => sibling::sibling(rig, repeats).await,
+        "lan" => lan::lan(rig, repeats).await,
         "database" => kinds::database(rig, repeats).await,
         "page-cache" => kinds::page_cache(rig, repeats).await,
         "faults" => faults::faults(rig, if repeats == 1 { 10 } else { 200 }).await,
