@@ -42,7 +42,7 @@ fn stream(seeds: impl Iterator<Item = u32>) -> Vec<u8> {
     bytes.extend(b"\x06pc.ram\0\0\0\0\0\x40\0\0\0\0\0\0\0\0\0\x10\x7e\0\0\0\x02\x03\0\0\0\x02");
     for (at, seed) in seeds.enumerate() {
         let flags = if at == 0 { 0x08 } else { 0x28 };
-        bytes.extend((at as u64 * PAGE_BYTES as u64 | flags).to_be_bytes());
+        bytes.extend(((at as u64 * PAGE_BYTES as u64) | flags).to_be_bytes());
         if at == 0 {
             bytes.extend(b"\x06pc.ram");
         }
