@@ -11,11 +11,15 @@ use anyhow::{Context, Result, ensure};
 use lab_world::{
     Plot, binary, get, name, neighbour, ok, ran, running_on, serving, sterna, sterna_lab, until,
 };
+use serde_json::json;
+use sterna_base::clock::{Clock, SystemClock, Timestamp};
 use sterna_base::units::{Bytes, Span};
+use sterna_client::object::Patch;
 use sterna_client::vm::{Move, Vm};
 use sterna_lab::bench::world::{Process, World};
 use sterna_lab::place::Host;
 use sterna_lab::user;
+use sterna_model::bandwidth::BandwidthLimit;
 use sterna_model::migration::{Outcome, Phase};
 
 const PLOT: Plot = Plot { name: "e2e-wan", net: "10.98.0.0/16", port: 7747 };
@@ -192,6 +196,70 @@ fn a_vm_on_a_hosts_own_disk_moves_like_any_other() -> Result<()> {
         .await?;
         ensure!(boot_of(world, &vm, there).await? == boot);
         ok(world, &format!("host undrain {}", there.name())).map(drop)
+    })
+}
+
+/// Takes the limits away, also after a test that failed.
+struct Unlimits<'a>(&'a World);
+
+impl Drop for Unlimits<'_> {
+    fn drop(&mut self) {
+        let ended = sterna(self.0, "datacentre set b --no-bandwidth");
+        if ended.code != 0 {
+            println!("the line keeps its limit: {}", ended.talk);
+        }
+    }
+}
+
+/// The next full minute that leaves a move some time before it.
+fn soon(now: Timestamp) -> Timestamp {
+    let minute = 60_000;
+    Timestamp::from_millis((now.as_millis() + 15_000).div_euclid(minute) * minute + minute)
+}
+
+#[test]
+fn a_limit_of_the_line_holds_a_move_back_until_its_time_is_over() -> Result<()> {
+    lab_world::run(&PLOT, async |world| {
+        let (_mends, _unlimits) = (Mends, Unlimits(world));
+        let (vm, boot) = begin(world, "paced").await?;
+        line("--rtt 40ms --rate 80Mbit --loss 0% --up")?;
+        let ends = soon(SystemClock.now());
+        let clock = |at: Timestamp| at.to_string()[11..16].to_owned();
+        let began = Timestamp::from_millis(ends.as_millis() - 3_600_000);
+        let limit: BandwidthLimit = format!("{}-{} 1Mbit/s", clock(began), clock(ends)).parse()?;
+        let change = Patch::of(json!({"bandwidth": [limit]}));
+        world.user.client.datacentres().patch(&name("b"), &change).await?;
+        let forecast = ok(world, "vm forecast paced --to b1 -o json")?.data;
+        ensure!(forecast.contains("0.1 MB/s at the most now, no limit from "), "{forecast}");
+        let order =
+            Move { to: Some(name("b1")), max_downtime: Some(Span::from_millis(1000)), ..Move::default() };
+        let begun = std::time::Instant::now();
+        let mut by_then = None;
+        let paced = name("paced");
+        let moving = world.user.migrate(&paced, &order, |_, progress| {
+            let sent = progress.map_or(Bytes(0), |progress| progress.sent);
+            if SystemClock.now() < ends {
+                by_then = Some((sent, begun.elapsed()));
+            }
+        });
+        let ended = moving.await?;
+        let over = SystemClock.now();
+        ensure!(matches!(user::phase(&ended), Some(Phase::Succeeded)), "{:?}", user::phase(&ended));
+        let (sent, took) = by_then.context("the limit was over before the move began")?;
+        // A frame may go before it has had its time.
+        let most = took.as_secs_f64() * 125_000.0 + f64::from(2 << 20);
+        println!("{sent} in {took:?} under the limit, over at {over}");
+        ensure!(
+            sent.as_u64() > 500_000 && (sent.as_u64() as f64) < most,
+            "{sent} in {took:?}, at most {most}"
+        );
+        ensure!(over > ends, "the guest's memory and disk do not fit the limit");
+        let after = over.since(ends);
+        let outcome = ended.decision.and_then(|decision| decision.outcome).context("nothing was measured")?;
+        let rest = (outcome.bytes.as_u64() - sent.as_u64()) as f64;
+        ensure!(rest / after.as_secs_f64() > 500_000.0, "{rest} bytes in {after:?} without a limit");
+        ensure!(boot_of(world, &vm, host(world, "a2")?).await? == boot, "it runs on, and not anew");
+        volume_is(world, "paced", "shared-b", "b1").await
     })
 }
 
