@@ -13,10 +13,10 @@ mod disks;
 mod incoming;
 /// The source's side.
 mod outgoing;
-/// Memory of other guests here that an arriving one resembles.
-mod siblings;
 /// How fast guests may go.
 mod pace;
+/// Memory of other guests here that an arriving one resembles.
+mod siblings;
 /// Page keys and checkpoints of guests that have been here.
 mod vault;
 

@@ -16,7 +16,7 @@ fn role(world: &World, host: &str) -> Option<(u64, Role)> {
 }
 
 fn channels(world: &World) -> (u8, String) {
-    let decision = world.view.migrations[&name("m")].decision.as_ref().unwrap();
+    let decision = world.view.migrations[&name("m")].decision.as_ref().expect("it is decided");
     (decision.channels, decision.method.clone())
 }
 

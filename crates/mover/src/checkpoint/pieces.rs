@@ -8,7 +8,7 @@ use super::seal::{FOOT, Seal, TAG_BYTES};
 use super::{CHUNK_PAGES, Error, HostKey, MAGIC, PIECE_MAX};
 use crate::hash::{ByHash, PAGE_BYTES, Page, PageHash};
 
-/// Speed matters more than size here: the guest's stream waits for it.
+/// Speed matters more than size here: there are more pages than time.
 const LEVEL: i32 = 1;
 /// Pages that stay unpacked: a stream goes through memory mostly as it did before.
 const KEPT_PAGES: usize = 2048;

@@ -149,6 +149,11 @@ impl Way<'_> {
     /// The guest may go: its memory is on its way but for the end, and its disks are there.
     fn hold(&self) {
         if self.is_tail_held && matches!(self.disks, Disks::There) {
+            let link::Progress { queued_bytes, window_bytes, rate, round_trip, .. } = *self.link.borrow();
+            let stands = self.stops.borrow().map(|since| since.elapsed());
+            tracing::debug!(
+                vm = %self.departure.vm, ?stands, queued_bytes, window_bytes, rate, ?round_trip, "the end is held"
+            );
             self.stage.send_replace(Stage::Held);
             let _ = self.departure.happened.send(Happened::TransferHeld);
         }
