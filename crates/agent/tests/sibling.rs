@@ -10,6 +10,7 @@ use sterna_agent::process::memory::GuestMemory;
 use sterna_base::units::Span;
 use sterna_model::migration::SideState;
 use sterna_model::vm::CopyState;
+use sterna_mover::hash::{PAGE_BYTES, Page};
 use sterna_qemu::boot;
 use sterna_qemu::version::Version;
 use sterna_wire::assignment::{Carry, Outgoing, Owner, Role, VmAssignment};
@@ -20,7 +21,6 @@ const UID: Uuid = Uuid::from_u128(7);
 const TWIN: Uuid = Uuid::from_u128(17);
 /// Of memory that is in use: 6 MB.
 const PAGES: u32 = 1500;
-const PAGE_BYTES: u64 = 4096;
 
 #[test]
 fn shim_entry() {
@@ -103,7 +103,7 @@ impl Pair {
     fn has_arrived(&self) -> bool {
         let memory = GuestMemory::open(self.b.qemu_process(UID)).unwrap();
         let mut there = HashSet::new();
-        let keep = |page: &[u8; PAGE_BYTES as usize]| {
+        let keep = |page: &Page| {
             there.insert(*page);
             true
         };
@@ -113,8 +113,7 @@ impl Pair {
 
     async fn end(self) {
         let b = &self.b;
-        let ours = [UID, TWIN].into_iter().filter_map(|vm| Some((vm, b.report(vm)?.epoch)));
-        let ours: Vec<_> = ours.collect();
+        let ours: Vec<_> = [UID, TWIN].into_iter().filter_map(|vm| Some((vm, b.report(vm)?.epoch))).collect();
         b.order(ours.iter().map(|(vm, epoch)| order(*vm, *epoch, Role::Release)).collect());
         for (vm, _) in ours {
             eventually("the last copy is gone", || is_gone(b, vm)).await;
@@ -135,7 +134,7 @@ async fn what_a_sibling_has_in_memory_is_not_sent_and_arrives_all_the_same() {
         assert!(alone.has_arrived());
         alone.end().await;
         assert!(
-            whole > u64::from(PAGES) * PAGE_BYTES / 2,
+            whole > u64::from(PAGES) * PAGE_BYTES as u64 / 2,
             "{whole} bytes: the guest's memory is not what it should be"
         );
         let pair = Pair::new(&qemu).await;

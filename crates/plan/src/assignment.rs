@@ -72,10 +72,9 @@ fn of_vm(view: &View, vm: &Vm<'_>, host: &Host<'_>) -> Option<VmAssignment> {
                 let mut machine = machine(view, vm, decision);
                 arriving(&mut machine, &moving.volumes);
                 let carry = carry(view, name, moving, &machine);
-                let siblings = sibling::of(view, vm, host.name);
                 let incoming = Role::Incoming {
                     migration: name.clone(),
-                    carry: carry.map(|carry| Carry { siblings, ..carry }),
+                    carry: carry.map(|carry| Carry { siblings: sibling::of(view, vm, host.name), ..carry }),
                     machine: Box::new(machine),
                     listen: host.spec.addresses.for_migration(),
                     channels: (moving.channels > 0).then_some(moving.channels),

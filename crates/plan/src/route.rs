@@ -1,7 +1,7 @@
 //! How a running VM gets to a host: which volumes go with it, and who carries its memory.
 //!
-//! Reads: where volumes lie, who reaches them, datacentres, what hosts are. Decides nothing by itself: `migration` asks when it admits a
-//! move, `check` when it tells whether there is a way at all.
+//! Reads: where volumes lie, who reaches them, datacentres, what hosts are. Decides nothing by itself: `migration` asks
+//! when it admits a move, `check` when it tells whether there is a way at all.
 
 use sterna_model::host::HostReport;
 use sterna_model::meta::Name;
@@ -50,8 +50,7 @@ pub fn route(view: &View, vm: &Vm<'_>, host: &Host<'_>) -> Result<Route, String>
 }
 
 /// To encrypt 400 MB keeps a processor of each host busy for 2 s in QEMU, and to copy them for a third of one: a line is
-/// filled by encrypted connections only where several processors are free for them, and one alone is slower than any line
-/// inside a datacentre.
+/// filled by encrypted connections only where several processors are free for them.
 fn channels(source: Option<&Host<'_>>, target: &Host<'_>) -> (u8, String) {
     let one = |why: String| (0, format!("in clear over one connection: {why}"));
     let hosts = source.into_iter().chain([target]);

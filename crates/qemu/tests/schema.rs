@@ -157,7 +157,7 @@ async fn copying(qmp: &Client, schema: &Schema) {
 }
 
 /// Fields of the other kinds of an argument that depends on another one (`driver`, `type`) are in variants,
-/// which real QEMU checks in `tests/boots.rs` and `tests/mirror.rs`.
+/// which real QEMU checks in `tests/boots.rs` and `tests/mirror.rs`, and `object-add` in the agent's `tests/move.rs`.
 const OPEN: [&str; 6] =
     ["device_add", "blockdev-add", "netdev_add", "block-export-add", "block-job-change", "object-add"];
 

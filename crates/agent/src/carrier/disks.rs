@@ -35,7 +35,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 const LAG_MAX: Duration = Duration::from_secs(1);
 /// A mirror that is ready ends within milliseconds: its other end is on this machine.
 const END_WITHIN: Duration = Duration::from_secs(5);
-/// The guest stands still meanwhile.
+/// A guest that is about to leave stands still meanwhile.
 const END_POLL: Duration = Duration::from_millis(2);
 const JOURNAL_MEMORY: u64 = 64 << 20;
 /// In the agent's own folder: a guest that outruns the line for long is slowed.

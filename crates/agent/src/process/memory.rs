@@ -8,11 +8,12 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
+use sterna_mover::hash::{PAGE_BYTES, Page};
+
 use super::Process;
 
 /// Pages that are looked at together: 2 MiB, whose entries in `pagemap` are one page.
 const TOGETHER: usize = 512;
-const PAGE_BYTES: usize = 4096;
 const ENTRY_BYTES: usize = 8;
 /// In the entry of a page.
 const IS_PRESENT: u64 = 1 << 63;
@@ -43,7 +44,7 @@ impl GuestMemory {
 
     /// Shows a copy of each page that is in memory, until `each` answers `false`. The guest may write meanwhile: what a
     /// copy holds is only what was there when it was made.
-    pub fn pages(&self, mut each: impl FnMut(&[u8; PAGE_BYTES]) -> bool) -> io::Result<()> {
+    pub fn pages(&self, mut each: impl FnMut(&Page) -> bool) -> io::Result<()> {
         let mut copy = vec![0; TOGETHER * PAGE_BYTES];
         for range in &self.ranges {
             for from in range.clone().step_by(TOGETHER * PAGE_BYTES) {

@@ -60,11 +60,6 @@ impl Checkpoint {
         self.blocks.values().map(HashMap::len).sum()
     }
 
-    /// The names of all contents.
-    pub fn contents(&self) -> impl Iterator<Item = PageHash> {
-        self.contents.spots.keys().copied()
-    }
-
     fn read_lists(&mut self, (mut at, first, lists): (u64, u64, u64), end: u64) -> Result<(), Error> {
         for piece in first..first.saturating_add(lists) {
             let sealed = self.contents.sealed(at, end)?;

@@ -53,7 +53,8 @@ fn what_was_kept_is_found_by_place_and_by_name_and_its_id_does_not_depend_on_the
     let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let mut checkpoint = kept(&shelf(&here), 500);
     assert_eq!(checkpoint.pages(), 501);
-    assert_eq!(checkpoint.contents().count(), 250);
+    assert!((0..250).all(|seed| checkpoint.contains(&name(&page(seed)))));
+    assert!(!checkpoint.contains(&name(&page(250))));
     for at in [0_u16, 1, 77, 499, 3] {
         let hash = checkpoint.at(b"pc.ram", u64::from(at)).unwrap();
         let mut content = [0; PAGE_BYTES];

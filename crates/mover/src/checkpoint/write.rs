@@ -20,7 +20,7 @@ const LIST_PLACES: usize = 16 << 10;
 
 /// Bytes that may wait for the thread that packs them.
 const WAITING_MAX: usize = 64 << 20;
-/// What a stream's own thread has less of than the rest: packing must not slow the guest's way.
+/// Behind the stream's own thread: packing must not slow the guest's way.
 const NICE: i32 = 10;
 
 /// Contents that are packed together.
@@ -58,8 +58,7 @@ impl Keeper for Writer {
     }
 }
 
-/// In a thread of its own: packing takes longer than all else that happens to a page, and a guest that stands still
-/// would wait for it.
+/// In a thread of its own: else a guest that stands still would wait for its last pages to be packed.
 fn pack(mut packer: Packer, chunks: &mpsc::Receiver<Chunk>) -> Result<Packer, Error> {
     // Where it is not allowed it is no worse than before.
     let _ = rustix::process::nice(NICE);

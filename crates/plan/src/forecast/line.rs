@@ -47,7 +47,7 @@ const TELLING_TIME: Duration = Duration::from_millis(100);
 pub struct Line {
     /// Bytes a second that a migration gets through.
     pub bytes_per_s: f64,
-    /// What it may take of that: bytes a second, each from so long after the order on; `None`: all.
+    /// What it may take of that: bytes a second, each from so long after the first byte on; `None`: all.
     pub limits: Vec<(Duration, Option<u64>)>,
     pub round_trip: Duration,
     /// From the order to the first byte, plus from the last to the end.
@@ -127,7 +127,7 @@ impl Line {
         Self { volumes: Bytes::default(), ..self.clone() }
     }
 
-    /// Bytes a second, so many seconds after the order.
+    /// Bytes a second, so many seconds after the first byte.
     #[must_use]
     pub fn speed(&self, at: f64) -> f64 {
         let begun = self.limits.iter().take_while(|(from, _)| from.as_secs_f64() <= at).last();

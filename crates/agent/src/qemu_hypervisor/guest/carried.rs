@@ -78,7 +78,7 @@ impl QemuGuest {
         Ok(())
     }
 
-    /// After its memory was handed over: the guest runs here again.
+    /// After its memory was handed over, also straight: the guest runs here again.
     pub(super) async fn reclaim(&self) -> Result<(), GuestError> {
         self.signal(Signal::CONT)?;
         if let Some(outgoing) = self.carriers.outgoing(self.uid)

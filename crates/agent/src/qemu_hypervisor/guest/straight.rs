@@ -1,4 +1,4 @@
-//! A QEMU whose guest goes straight to another one, on an encrypted line.
+//! A QEMU whose guest goes straight to another one: encrypted, or in clear.
 
 use std::net::{IpAddr, SocketAddr};
 

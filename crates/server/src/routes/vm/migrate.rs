@@ -175,7 +175,8 @@ fn deadline(text: &str, now: Timestamp) -> Answer<Timestamp> {
     Ok(by)
 }
 
-/// Towards the host asked for, or the roomiest of the datacentre asked for. Refuses what cannot be.
+/// Towards the host asked for, or the one that placement chooses, in the datacentre asked for if one was. Refuses what
+/// cannot be.
 fn aim<'a>(view: &'a View, vm: &Vm<'_>, to: Option<&Name>, to_datacentre: Option<&Name>) -> Answer<Aim<'a>> {
     if let Some(to) = to {
         let elsewhere = |host: Host<'_>| to_datacentre.is_some_and(|asked| *asked != host.spec.datacentre);
