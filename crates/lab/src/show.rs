@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use clap::builder::PossibleValuesParser;
 
 use crate::bench::table::{MISSED, Table};
 use crate::bench::world::World;
@@ -37,7 +38,7 @@ pub struct BenchArgs {
     #[arg(long)]
     quick: bool,
     /// Of wan: this row alone
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(wan::ROWS.iter().copied()))]
     row: Option<String>,
     /// Of wan: measure also what is finished already
     #[arg(long)]

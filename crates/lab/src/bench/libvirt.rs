@@ -1,7 +1,7 @@
 //! Another manager as a baseline: libvirt as Debian has it, a daemon on each of two hosts, and its own command.
 //!
-//! The daemons see folders of their own where libvirt has its fixed places, and users that it wants, without anything of
-//! that being made on the machine. They take no orders over the network but from each other.
+//! The daemons see folders of their own where libvirt has its fixed places, and users that it wants. On the machine itself
+//! there are empty folders to lay them over, until the pair ends. They take no orders over the network but from each other.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -45,8 +45,19 @@ pub struct Pair {
     sides: [Side; 2],
     /// Where both see a disk of the guest, each its own.
     disks: PathBuf,
-    /// Places that the machine did not have.
-    made: Vec<PathBuf>,
+    _made: Made,
+}
+
+/// Places that the machine did not have. Dropped last: the daemons are over them until they end.
+struct Made(Vec<PathBuf>);
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        for place in &self.0 {
+            // One that is not empty is somebody's by now.
+            let _ = std::fs::remove_dir(place);
+        }
+    }
 }
 
 struct Side {
@@ -57,9 +68,9 @@ struct Side {
 
 impl Pair {
     pub async fn start(folder: &Path, places: [Place; 2]) -> Result<Self> {
-        let made: Vec<_> = PLACES.iter().map(PathBuf::from).filter(|place| !place.exists()).collect();
+        let made = Made(PLACES.iter().map(PathBuf::from).filter(|place| !place.exists()).collect());
         let disks = folder.join("disks");
-        for folder in made.iter().chain([&disks]) {
+        for folder in made.0.iter().chain([&disks]) {
             std::fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
         }
         let [first, last] = places;
@@ -67,7 +78,7 @@ impl Pair {
             Side::start(folder.join("first"), first, &disks)?,
             Side::start(folder.join("last"), last, &disks)?,
         ];
-        let pair = Self { sides, disks, made };
+        let pair = Self { sides, disks, _made: made };
         for side in &pair.sides {
             side.answers().await?;
         }
@@ -121,10 +132,6 @@ impl Pair {
         self.destroy().await?;
         for side in &mut self.sides {
             side.daemon.kill().await.context("end libvirt's daemon")?;
-        }
-        for place in &self.made {
-            // One that is not empty is somebody's by now.
-            let _ = std::fs::remove_dir(place);
         }
         Ok(())
     }

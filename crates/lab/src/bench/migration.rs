@@ -212,9 +212,15 @@ fn ms(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1000.0
 }
 
+fn of(samples: &[Sample], field: fn(&Sample) -> f64) -> Vec<f64> {
+    samples.iter().map(field).collect()
+}
+
+pub fn mid(samples: &[Sample], field: fn(&Sample) -> f64) -> f64 {
+    median(&of(samples, field))
+}
+
 fn compare(table: &mut Table, idle: &[Vec<Sample>; 2], loaded: &[Vec<Sample>; 2]) {
-    let of = |samples: &[Sample], field: fn(&Sample) -> f64| samples.iter().map(field).collect::<Vec<_>>();
-    let mid = |samples: &[Sample], field: fn(&Sample) -> f64| median(&of(samples, field));
     let [ours, hand] = loaded;
     let (total, base) = (mid(ours, |s| s.total), mid(hand, |s| s.total));
     table.info("loaded: total time, median", total, "ms", Some(base));

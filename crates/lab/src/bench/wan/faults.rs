@@ -2,8 +2,8 @@
 //! or the line is cut for a while. The VM's disk goes along, and the guest writes to it all the time.
 //!
 //! A fault is survived when within 30 s of it (of its end, where the line was cut) the VM runs, no migration of it is open,
-//! exactly one QEMU of it is left and its guest answers; at no time two copies answered the same datagram, and no write
-//! that the guest's disk had acknowledged before the fault is missing.
+//! exactly one QEMU of it is left and its guest answers; at no time two copies answered the same datagram, and a guest that
+//! had to start again finds every write that its disk had acknowledged before the fault.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -107,7 +107,7 @@ fn table_of(
     table.bar("faults: VMs lost", vms as f64, "", Bar::AtMost(0.0), None);
     table.bar("faults: datagrams answered by two copies", doubles as f64, "", Bar::AtMost(0.0), None);
     table.bar(
-        "faults after which acknowledged writes were missing",
+        "faults after which a guest that started again missed acknowledged writes",
         writes as f64,
         "",
         Bar::AtMost(0.0),

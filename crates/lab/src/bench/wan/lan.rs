@@ -9,9 +9,9 @@ use anyhow::{Context, Result};
 use sterna_client::object::Filter;
 
 use super::rig::Rig;
-use crate::bench::migration::{LOAD, Pair, Sample};
+use crate::bench::migration::{LOAD, Pair, mid};
 use crate::bench::plain::Style;
-use crate::bench::table::{Bar, Table, median};
+use crate::bench::table::{Bar, Table};
 
 /// QEMU's own number.
 const CHANNELS: u8 = 2;
@@ -36,10 +36,6 @@ pub async fn lan(rig: &Rig<'_>, repeats: usize) -> Result<Table> {
     let (bytes, by_hand) = (mid(&ours, |s| s.bytes), mid(&base, |s| s.bytes));
     table.info("lan: bytes sent, ratio", bytes / by_hand, "x", Some(1.0));
     Ok(table)
-}
-
-fn mid(samples: &[Sample], field: fn(&Sample) -> f64) -> f64 {
-    median(&samples.iter().map(field).collect::<Vec<_>>())
 }
 
 /// How Sterna moved it, and why this way, in its own words.

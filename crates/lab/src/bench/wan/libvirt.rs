@@ -1,18 +1,14 @@
 //! The guest of case R with a disk of its own, on hosts that share nothing: Sterna beside libvirt.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use sterna_base::units::Bytes;
-use sterna_client::object::New;
-use sterna_model::error::Code;
-use sterna_model::meta::Name;
-use sterna_model::pool::{PoolKind, PoolSpec};
-use tokio::time::sleep;
+use sterna_model::pool::PoolKind;
 
 use super::case::{LOAD, MB, finite, mid, tell};
 use super::disk::{IMAGE, Template};
-use super::rig::{MEMORY, Path, Rig, SETTLE, Sample};
+use super::rig::{MEMORY, Path, Rig, Sample, Watched};
 use crate::bench::libvirt::Pair;
 use crate::bench::table::{Bar, Table};
 
@@ -25,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(300);
 pub async fn libvirt(rig: &Rig<'_>, repeats: usize) -> Result<Table> {
     let rig = rig.with_disks_of(DISK);
     let template = Template::make(&rig).await?;
-    make_pool(&rig).await?;
+    rig.ensure_pool(POOL, PoolKind::Dir { path: "pools/own".to_owned() }).await?;
     let (mut ours, mut theirs, mut version) = (Vec::new(), Vec::new(), String::new());
     for number in 0..repeats {
         ours.push(by_sterna(&rig).await?);
@@ -49,15 +45,6 @@ pub async fn libvirt(rig: &Rig<'_>, repeats: usize) -> Result<Table> {
     Ok(table)
 }
 
-async fn make_pool(rig: &Rig<'_>) -> Result<()> {
-    let spec =
-        PoolSpec { kind: PoolKind::Dir { path: "pools/own".to_owned() }, datacentre: None, default: false };
-    match rig.user().client.pools().create(&New::named(Name::new(POOL)?, spec)).await {
-        Err(error) if !error.is(Code::AlreadyExists) => Err(error.into()),
-        _ => Ok(()),
-    }
-}
-
 async fn by_sterna(rig: &Rig<'_>) -> Result<Sample> {
     let guest = rig.guest_of("cold", MEMORY, (IMAGE, Some(POOL))).await?;
     rig.load(&guest, LOAD).await?;
@@ -70,19 +57,15 @@ async fn by_sterna(rig: &Rig<'_>) -> Result<Sample> {
 async fn by_libvirt(rig: &Rig<'_>, version: &mut String) -> Result<Sample> {
     let (guest, machine, places) = rig.twin("by-libvirt", MEMORY, IMAGE).await?;
     let pair = Pair::start(&rig.world.lab.dir.join("libvirt"), places).await?;
-    *version = pair.version().await?;
     let moved = async {
+        *version = pair.version().await?;
         pair.boot(&machine, DISK.as_u64()).await?;
         rig.world.guest_answers(rig.client, guest.address).await?;
         rig.load(&guest, LOAD).await?;
         rig.path(Path::R)?;
-        let probes = rig.world.probes(rig.client, guest.address, false).await?;
-        let (before, began) = (rig.bytes()?, Instant::now());
-        let is_done = pair.migrate(PATIENCE).await?;
-        let (seconds, bytes) = (began.elapsed().as_secs_f64(), rig.bytes()? - before);
-        sleep(SETTLE).await;
-        let seen = tokio::task::spawn_blocking(move || probes.finish()).await??;
-        let gap_ms = if is_done { seen.udp.context("no echo")?.gap_ms } else { f64::NAN };
+        let (is_done, Watched { seconds, bytes, gap_ms }) =
+            rig.watched(guest.address, pair.migrate(PATIENCE)).await?;
+        let gap_ms = if is_done { gap_ms } else { f64::NAN };
         anyhow::Ok(Sample { seconds, gap_ms, pause_ms: f64::NAN, bytes, is_done })
     };
     // Also when it failed: nothing of it stays.

@@ -2,27 +2,24 @@
 //! is missing afterwards.
 
 use std::net::Ipv4Addr;
-use std::path::Path as File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use sterna_base::units::Bytes;
-use sterna_client::vm::{Ask, Move};
+use sterna_client::vm::Ask;
 use sterna_model::meta::Name;
-use sterna_model::migration::Phase;
 use sterna_model::vm::CloudInit;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
-use super::rig::{Guest, PAUSE, POOL, Path, Rig, STERNA_PATIENCE};
+use super::rig::{Guest, POOL, Path, Rig};
+use super::sibling::{IMAGE, ensure_debian};
 use super::sql::Session;
 use crate::bench::table::{Bar, Table, median};
 use crate::netns;
 use crate::probe::Stop;
-use crate::user;
 
-const IMAGE: &str = "debian";
 const MEMORY: Bytes = Bytes::mib(512);
 /// The database listens to everybody: the guest is alone with its client.
 const USER_DATA: &str = r#"#cloud-config
@@ -39,33 +36,20 @@ const BOOT_MAX: Duration = Duration::from_secs(420);
 /// Transactions before the move and after it.
 const CALM: Duration = Duration::from_secs(5);
 
-/// What a client saw until it stopped.
-struct Seen {
-    acknowledged: u64,
-    longest: Duration,
-}
-
 pub async fn postgres(rig: &Rig<'_>, repeats: usize) -> Result<Table> {
-    let image = rig.world.image.with_file_name("debian.qcow2");
-    ensure!(
-        File::is_file(&image),
-        "there is no image at {}; make it with `./dev image debian`",
-        image.display()
-    );
-    rig.user().ensure_image(&Name::new(IMAGE)?, &image).await?;
+    ensure_debian(rig).await?;
     let (mut broken, mut lost, mut waits, mut times, mut counts) = (0, 0, vec![], vec![], vec![]);
     let mut table = Table::default();
     for number in 0..repeats {
         let guest = boot(rig).await?;
         rig.path(Path::R)?;
-        let (moved, seen) = serve_while_it_moves(rig, &guest).await?;
+        let (moved, acknowledged, longest) = serve_while_it_moves(rig, &guest).await?;
         times.push(moved.as_secs_f64());
-        match seen {
-            Ok(seen) => {
-                lost += seen.acknowledged - count(rig, guest.address, seen.acknowledged).await?;
-                waits.push(seen.longest.as_secs_f64() * 1000.0);
-                counts.push(seen.acknowledged as f64);
-            }
+        counts.push(acknowledged as f64);
+        // Also those of a connection that broke.
+        lost += acknowledged - count(rig, guest.address, acknowledged).await?;
+        match longest {
+            Ok(longest) => waits.push(longest.as_secs_f64() * 1000.0),
             Err(error) => {
                 broken += 1;
                 table.note(format!("PostgreSQL: {error:#}"));
@@ -114,43 +98,40 @@ async fn boot(rig: &Rig<'_>) -> Result<Guest> {
     Ok(guest)
 }
 
-/// How long the move took, and what the client saw of it.
-async fn serve_while_it_moves(rig: &Rig<'_>, guest: &Guest) -> Result<(Duration, Result<Seen>)> {
+/// How long the move took, how many transactions the client had done in the end, and how long the longest took it.
+async fn serve_while_it_moves(rig: &Rig<'_>, guest: &Guest) -> Result<(Duration, u64, Result<Duration>)> {
     let (stop, done) = (Stop::default(), Arc::new(AtomicU64::new(0)));
     let (stopped, counted, address) = (stop.clone(), done.clone(), guest.address);
     let space = rig.world.space(rig.client);
     let client = netns::inside(Some(&space), move || transact(address, &stopped, &counted))?;
     sleep(CALM).await;
     ensure!(done.load(Ordering::Relaxed) > 0, "no transaction was done before the move");
-    let order = Move { to: Some(Name::new(&rig.away.name())?), max_downtime: Some(PAUSE), ..Move::default() };
     let began = Instant::now();
-    let moved = timeout(STERNA_PATIENCE, rig.user().migrate(guest.name(), &order, |_, _| ())).await;
+    let moved = rig.arrive(guest, rig.away).await;
     let took = began.elapsed();
     if moved.is_ok() {
         sleep(CALM).await;
     }
     stop.stop();
     let seen = tokio::task::spawn_blocking(move || client.join()).await?;
-    let moved = moved.context("the move does not end")??;
-    let arrived = user::phase(&moved) == Some(&Phase::Succeeded);
-    ensure!(arrived, "the VM did not arrive: {:?}", user::phase(&moved));
-    Ok((took, seen.unwrap_or_else(|panic| std::panic::resume_unwind(panic))))
+    moved?;
+    let longest = seen.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    Ok((took, done.load(Ordering::Relaxed), longest))
 }
 
 /// One transaction after another, on one connection.
-fn transact(guest: Ipv4Addr, stop: &Stop, done: &AtomicU64) -> Result<Seen> {
+fn transact(guest: Ipv4Addr, stop: &Stop, done: &AtomicU64) -> Result<Duration> {
     let mut session = Session::open(guest)?;
-    let mut seen = Seen { acknowledged: 0, longest: Duration::ZERO };
+    let mut longest = Duration::ZERO;
     while !stop.is_stopped() {
-        let number = seen.acknowledged + 1;
+        let number = done.load(Ordering::Relaxed) + 1;
         let began = Instant::now();
         let sql = format!("BEGIN; INSERT INTO seen VALUES ({number}); COMMIT");
         session.ask(&sql).with_context(|| format!("transaction {number}"))?;
-        seen.longest = seen.longest.max(began.elapsed());
-        seen.acknowledged = number;
+        longest = longest.max(began.elapsed());
         done.store(number, Ordering::Relaxed);
     }
-    Ok(seen)
+    Ok(longest)
 }
 
 /// How many of the acknowledged ones are there.

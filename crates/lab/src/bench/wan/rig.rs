@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use sterna_base::units::{Bytes, Span};
+use sterna_client::migration::Migration;
 use sterna_client::object::{Filter, New, Patch};
 use sterna_client::vm::{Ask, Boot, Move, Vm};
 use sterna_model::error::Code;
@@ -64,6 +65,15 @@ pub struct Sample {
     pub is_done: bool,
 }
 
+/// What is seen of a move from outside.
+pub struct Watched {
+    pub seconds: f64,
+    /// On the line, both directions, headers included.
+    pub bytes: f64,
+    /// The longest silence that the client saw.
+    pub gap_ms: f64,
+}
+
 /// A VM, and where its echo is.
 pub struct Guest {
     pub vm: Vm,
@@ -88,12 +98,12 @@ pub const PAUSE: Span = Span::from_millis(300);
 /// By hand a move is given up after this.
 pub const PATIENCE: Duration = Duration::from_secs(150);
 /// Sterna's may take longer, but not for ever.
-pub const STERNA_PATIENCE: Duration = Duration::from_secs(900);
+const STERNA_PATIENCE: Duration = Duration::from_secs(900);
 /// After the guest is back, before the client stops.
-pub const SETTLE: Duration = Duration::from_secs(2);
+const SETTLE: Duration = Duration::from_secs(2);
 /// A guest first fills its working set, with a whole CPU: what is measured is the load after it.
 const WORK_IN: Duration = Duration::from_secs(3);
-/// Filling memory takes an emulated guest longer than a request may.
+/// To begin with its load takes an emulated guest longer than a request may.
 const BEGIN: Duration = Duration::from_secs(180);
 /// A volume goes after its VM, also where the line between them is slow.
 const GONE: Duration = Duration::from_secs(60);
@@ -126,11 +136,16 @@ impl<'a> Rig<'a> {
         rig.path(Path::FAST)?;
         world.user.ensure_image(&Name::new("tiny")?, &world.image).await?;
         std::fs::create_dir_all(rig.pool()).context("make the pool that both datacentres see")?;
-        let kind = PoolKind::SharedDir { path: rig.pool().display().to_string() };
+        rig.ensure_pool(POOL, PoolKind::SharedDir { path: rig.pool().display().to_string() }).await?;
+        Ok(rig)
+    }
+
+    /// One of everybody's, unless it is there.
+    pub async fn ensure_pool(&self, name: &str, kind: PoolKind) -> Result<()> {
         let spec = PoolSpec { kind, datacentre: None, default: false };
-        match world.user.client.pools().create(&New::named(Name::new(POOL)?, spec)).await {
+        match self.user().client.pools().create(&New::named(Name::new(name)?, spec)).await {
             Err(error) if !error.is(Code::AlreadyExists) => Err(error.into()),
-            _ => Ok(rig),
+            _ => Ok(()),
         }
     }
 
@@ -307,28 +322,40 @@ impl<'a> Rig<'a> {
         to: Host,
         meanwhile: impl Future<Output = Result<()>>,
     ) -> Result<Sample> {
-        let probes = self.world.probes(self.client, guest.address, false).await?;
-        let (before, began) = (self.bytes()?, Instant::now());
+        let moving = async {
+            let (arrived, disturbed) = tokio::join!(self.arrive(guest, to), meanwhile);
+            disturbed?;
+            arrived
+        };
+        let (moved, Watched { seconds, bytes, gap_ms }) = self.watched(guest.address, moving).await?;
+        let outcome = moved.decision.and_then(|decision| decision.outcome).unwrap_or_default();
+        let pause_ms = outcome.downtime.map_or(f64::NAN, |span| span.as_millis() as f64);
+        Ok(Sample { seconds, gap_ms, pause_ms, bytes, is_done: true })
+    }
+
+    /// Sterna's move itself.
+    pub async fn arrive(&self, guest: &Guest, to: Host) -> Result<Migration> {
         let order = Move { to: Some(Name::new(&to.name())?), max_downtime: Some(PAUSE), ..Move::default() };
         let moving = self.user().migrate(guest.name(), &order, |_, _| ());
-        let moving = timeout(STERNA_PATIENCE, moving);
-        let both = async { tokio::join!(moving, meanwhile) };
-        let (moved, disturbed) = both.await;
-        let (seconds, bytes) = (began.elapsed().as_secs_f64(), self.bytes()? - before);
-        disturbed?;
-        let moved = moved.context("the move does not end")??;
+        let moved = timeout(STERNA_PATIENCE, moving).await.context("the move does not end")??;
         let arrived = user::phase(&moved) == Some(&Phase::Succeeded);
         ensure!(arrived, "the VM did not arrive: {:?}", user::phase(&moved));
+        Ok(moved)
+    }
+
+    /// Looks at the guest and at the line while it moves, whoever moves it.
+    pub async fn watched<T>(
+        &self,
+        guest: Ipv4Addr,
+        moving: impl Future<Output = Result<T>>,
+    ) -> Result<(T, Watched)> {
+        let probes = self.world.probes(self.client, guest, false).await?;
+        let (before, began) = (self.bytes()?, Instant::now());
+        let moved = moving.await?;
+        let (seconds, bytes) = (began.elapsed().as_secs_f64(), self.bytes()? - before);
         sleep(SETTLE).await;
         let seen = tokio::task::spawn_blocking(move || probes.finish()).await??;
-        let outcome = moved.decision.and_then(|decision| decision.outcome).unwrap_or_default();
-        Ok(Sample {
-            seconds,
-            gap_ms: seen.udp.context("no echo")?.gap_ms,
-            pause_ms: outcome.downtime.map_or(f64::NAN, |span| span.as_millis() as f64),
-            bytes,
-            is_done: true,
-        })
+        Ok((moved, Watched { seconds, bytes, gap_ms: seen.udp.context("no echo")?.gap_ms }))
     }
 
     /// The same by hand.
@@ -343,14 +370,9 @@ impl<'a> Rig<'a> {
         style: Style,
         patience: Duration,
     ) -> Result<Sample> {
-        let probes = self.world.probes(self.client, by_hand.guest.address, false).await?;
-        let (before, began) = (self.bytes()?, Instant::now());
         let terms = Terms { style, downtime_max: PAUSE.0, patience };
-        let moved = by_hand.hand.migrate_on(terms).await?;
-        let (seconds, bytes) = (began.elapsed().as_secs_f64(), self.bytes()? - before);
-        sleep(SETTLE).await;
-        let seen = tokio::task::spawn_blocking(move || probes.finish()).await??;
-        let gap_ms = seen.udp.context("no echo")?.gap_ms;
+        let (guest, moving) = (by_hand.guest.address, by_hand.hand.migrate_on(terms));
+        let (moved, Watched { seconds, bytes, gap_ms }) = self.watched(guest, moving).await?;
         Ok(match moved {
             Some(moved) => {
                 let pause_ms = moved.downtime.as_secs_f64() * 1000.0;

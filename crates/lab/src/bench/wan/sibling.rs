@@ -4,7 +4,6 @@
 //! same guest, there and back: QEMU remembers nothing.
 
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -19,7 +18,7 @@ use crate::bench::plain::{self, Hand, Style};
 use crate::bench::table::{Bar, Table};
 use crate::place::Host;
 
-const IMAGE: &str = "debian";
+pub const IMAGE: &str = "debian";
 /// Under emulation it boots for a minute, and for longer beside another that does.
 const BOOT: Duration = Duration::from_secs(600);
 /// Services that have just started go on with something for a while.
@@ -56,8 +55,7 @@ runcmd:
 ";
 
 pub async fn sibling(rig: &Rig<'_>, repeats: usize) -> Result<Table> {
-    let image = image(rig)?;
-    rig.user().ensure_image(&Name::new(IMAGE)?, &image).await?;
+    ensure_debian(rig).await?;
     debian(rig, "sibling", rig.away).await?;
     let (mut sterna, mut plain, mut multifd) = (Vec::new(), Vec::new(), Vec::new());
     for number in 0..repeats {
@@ -70,7 +68,7 @@ pub async fn sibling(rig: &Rig<'_>, repeats: usize) -> Result<Table> {
         tell("multifd and zstd", number, multifd.last());
     }
     let mut table = Table::default();
-    table.note("sibling: Debian in 512 MiB just after its boot, line of case R, another one of its image runs at the target");
+    table.note("sibling: Debian in 512 MiB just after its boot, line of case R, another one of its image runs at the target; by hand one guest goes there plain and back with multifd+zstd");
     for (name, base, bar) in [("plain", &plain, 0.10), ("multifd+zstd", &multifd, 0.35)] {
         note_unfinished(&mut table, &format!("sibling: {name}"), base);
         let [ours, theirs] = [&sterna, base].map(|side| mid(side, |s| s.bytes));
@@ -83,11 +81,11 @@ pub async fn sibling(rig: &Rig<'_>, repeats: usize) -> Result<Table> {
     Ok(table)
 }
 
-/// Beside the tiny one. It is made on request only.
-fn image(rig: &Rig<'_>) -> Result<PathBuf> {
+/// Its file is beside the tiny one's.
+pub async fn ensure_debian(rig: &Rig<'_>) -> Result<()> {
     let image = rig.world.image.with_file_name("debian.qcow2");
     ensure!(image.is_file(), "there is no {}; make it with `./dev image debian`", image.display());
-    Ok(image)
+    rig.user().ensure_image(&Name::new(IMAGE)?, &image).await
 }
 
 /// A fresh Debian that has come to rest on a host.
