@@ -117,6 +117,8 @@ struct Inner {
     listeners: tokio::sync::Mutex<HashMap<IpAddr, Arc<Listener>>>,
     outgoing: Mutex<HashMap<Uuid, Outgoing>>,
     incoming: Mutex<HashMap<Uuid, Incoming>>,
+    /// The way out that a guest took last: it is tidied up before the next begins.
+    parting: Mutex<HashMap<Uuid, watch::Receiver<Stage>>>,
     paces: watch::Sender<pace::Shares>,
 }
 
@@ -131,6 +133,7 @@ impl Carriers {
             listeners: tokio::sync::Mutex::default(),
             outgoing: Mutex::default(),
             incoming: Mutex::default(),
+            parting: Mutex::default(),
             paces: watch::Sender::default(),
         })))
     }

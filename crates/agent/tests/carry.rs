@@ -60,15 +60,20 @@ fn continues(host: &Host, epoch: u64, migration: &str) -> VmAssignment {
     owns(UID, epoch, Owner { continues: Some(name(migration)), ..host.owner() })
 }
 
-fn listens(host: &Host) -> Option<SocketAddr> {
-    match host.side(UID) {
+/// What was reported of an earlier copy may still be the newest that was heard.
+fn side(host: &Host, epoch: u64) -> Option<SideState> {
+    host.report(UID).filter(|report| report.epoch == epoch)?.migration.map(|migration| migration.side)
+}
+
+fn listens(host: &Host, epoch: u64) -> Option<SocketAddr> {
+    match side(host, epoch) {
         Some(SideState::Listening { at, .. }) => Some(at.parse().unwrap()),
         _ => None,
     }
 }
 
-fn is_released(host: &Host) -> bool {
-    matches!(host.side(UID), Some(SideState::Released { .. }))
+fn is_released(host: &Host, epoch: u64) -> bool {
+    matches!(side(host, epoch), Some(SideState::Released { .. }))
 }
 
 fn is_gone(host: &Host) -> bool {
@@ -110,9 +115,9 @@ impl Pair {
 /// Until `from` has let go of what it has under `epoch`; what control does then is up to the test.
 async fn released(from: &Host, to: &Host, epoch: u64, peer: &str) {
     to.order(vec![incoming(to, epoch + 1, peer)]);
-    eventually("the target listens", || listens(to).is_some()).await;
-    from.order(vec![sends(from, epoch, listens(to).unwrap(), peer)]);
-    eventually("the source let go", || is_released(from)).await;
+    eventually("the target listens", || listens(to, epoch + 1).is_some()).await;
+    from.order(vec![sends(from, epoch, listens(to, epoch + 1).unwrap(), peer)]);
+    eventually("the source let go", || is_released(from, epoch)).await;
 }
 
 /// The whole way of a move.
@@ -243,7 +248,7 @@ async fn a_source_whose_agent_died_after_letting_go_is_taken_back_by_the_next() 
     released(&pair.a, &pair.b, 3, "b").await;
     pair.a = pair.a.restart().await;
     let a = &pair.a;
-    eventually("the next agent found it", || is_released(a)).await;
+    eventually("the next agent found it", || is_released(a, 3)).await;
     assert!(process::is_stopped(a.qemu_process(UID).pid).unwrap(), "it was thawed by nobody's word");
     pair.b.order(vec![order(UID, 4, Role::Release)]);
     eventually("the target is gone", || is_gone(&pair.b)).await;
@@ -259,8 +264,8 @@ async fn a_source_whose_agent_dies_on_the_way_keeps_its_guest() {
     let mut pair = Pair::new(&qemu).await;
     let b = &pair.b;
     b.order(vec![incoming(b, 4, "b")]);
-    eventually("the target listens", || listens(b).is_some()).await;
-    let to = listens(b).unwrap();
+    eventually("the target listens", || listens(b, 4).is_some()).await;
+    let to = listens(b, 4).unwrap();
     pair.a.order(vec![sends(&pair.a, 3, to, "b")]);
     eventually("it sends", || pair.a.side(UID).is_some()).await;
     pair.a = pair.a.restart().await;
@@ -269,7 +274,7 @@ async fn a_source_whose_agent_dies_on_the_way_keeps_its_guest() {
         matches!(a.side(UID), Some(SideState::Kept { .. } | SideState::Released { .. }))
     })
     .await;
-    if !is_released(a) {
+    if !is_released(a, 3) {
         a.order(vec![owns(UID, 3, a.owner())]);
         a.runs(UID, 3).await;
         pair.writes().await;
@@ -283,13 +288,13 @@ async fn a_host_that_is_not_the_one_meant_gets_nothing() {
     let pair = Pair::new(&qemu).await;
     let (a, b) = (&pair.a, &pair.b);
     b.order(vec![incoming(b, 4, "b")]);
-    eventually("the target listens", || listens(b).is_some()).await;
-    a.order(vec![sends(a, 3, listens(b).unwrap(), "c")]);
+    eventually("the target listens", || listens(b, 4).is_some()).await;
+    a.order(vec![sends(a, 3, listens(b, 4).unwrap(), "c")]);
     eventually("it sends", || a.side(UID) == Some(SideState::Sending)).await;
     let memory_sent = || std::fs::metadata(b.run_directory(UID).join("q/in.sock")).is_ok();
     eventually("the target waits in vain", memory_sent).await;
     pair.writes().await;
-    let cancel = match sends(a, 3, listens(b).unwrap(), "c").role {
+    let cancel = match sends(a, 3, listens(b, 4).unwrap(), "c").role {
         Role::Owner(owner) => {
             let outgoing = owner.outgoing.clone().map(|outgoing| Outgoing { cancel: true, ..outgoing });
             owns(UID, 3, Owner { outgoing, ..*owner })

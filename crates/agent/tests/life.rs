@@ -55,10 +55,11 @@ async fn a_vm_is_started_paused_resumed_and_switched_off() {
         eventually("released", || exit(&host) == Some(Exit::Released)).await;
         host.order(vec![]);
         eventually("forgotten", || host.report(UID).is_none() && !host.run_directory(UID).exists()).await;
-        // It was here under epoch 4: an order from before that is not followed.
+        // It was here under epoch 4: an order from before that is not followed, and the answer is what became of it.
         host.order(vec![owns(UID, 3, host.owner())]);
-        tokio::task::yield_now().await;
-        assert!(host.report(UID).is_none());
+        eventually("what became of it is told", || exit(&host) == Some(Exit::Released)).await;
+        assert!(host.report(UID).is_some_and(|report| report.epoch > 3));
+        assert!(!host.run_directory(UID).exists());
     }
 }
 
@@ -154,6 +155,11 @@ async fn a_hung_shim_is_unknown_and_never_taken_for_gone() {
     host.runs(UID, 3).await;
     let shim = rustix::process::Pid::from_raw(host.shim_process(UID).pid.try_into().unwrap()).unwrap();
     rustix::process::kill_process(shim, rustix::process::Signal::STOP).unwrap();
+    // It may be answering until its thread returns from the kernel.
+    eventually("the shim stands still", || {
+        sterna_agent::process::is_stopped(host.shim_process(UID).pid).unwrap()
+    })
+    .await;
     let host = host.restart().await;
     assert!(host.state(UID).is_none());
     let (is_complete, here) = host.ports.board.inventory();

@@ -29,6 +29,9 @@ const SOCKET: &str = "out.sock";
 /// QEMU opens it at once.
 const OPEN_WITHIN: Duration = Duration::from_secs(5);
 
+/// An attempt that failed is tidied up within milliseconds.
+const PART_WITHIN: Duration = Duration::from_secs(5);
+
 /// How far it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Stage {
@@ -167,11 +170,35 @@ impl Carriers {
         let (calls, called) = mpsc::channel(4);
         let (link_progress, disk_bytes) = (link.progress(), Arc::clone(&departure.disk_bytes));
         let (stops, stopped) = watch::channel(None);
+        let former = self.part(departure.vm, &staged);
         let inner = Inner { stage: staged, calls, link: link_progress, disk_bytes, stopped };
         let outgoing = Outgoing(Arc::new(inner));
         lock(&self.0.outgoing).insert(departure.vm, outgoing.clone());
-        self.0.scope.spawn(run(self.clone(), departure, link, (stage, stops), called));
+        let carriers = self.clone();
+        self.0.scope.spawn(async move {
+            parted(former).await;
+            run(carriers, departure, link, (stage, stops), called).await;
+        });
         Ok(outgoing)
+    }
+}
+
+impl Carriers {
+    /// The guest's former way out, which may still be under way; others that are over are forgotten.
+    fn part(&self, vm: Uuid, next: &watch::Receiver<Stage>) -> Option<watch::Receiver<Stage>> {
+        let mut parting = lock(&self.0.parting);
+        parting.retain(|_, way| way.has_changed().is_ok());
+        parting.insert(vm, next.clone())
+    }
+}
+
+/// What an attempt that failed leaves is removed by names that the next one uses as well.
+async fn parted(former: Option<watch::Receiver<Stage>>) {
+    let Some(mut former) = former else { return };
+    let over = async { while former.changed().await.is_ok() {} };
+    if tokio::time::timeout(PART_WITHIN, over).await.is_err() {
+        // That of a guest which left and came back, whose other side is silent: it is about another QEMU.
+        tracing::debug!("a former way out is not over yet");
     }
 }
 

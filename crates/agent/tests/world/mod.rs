@@ -58,11 +58,11 @@ pub fn qemu(major: u16) -> Option<(PathBuf, Version)> {
     }
 }
 
-/// Waits until the condition holds.
+/// Waits until the condition holds. Long, since emulated guests of several tests share a busy machine.
 pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while !condition() {
-        assert!(Instant::now() < deadline, "not within 30 s: {what}");
+        assert!(Instant::now() < deadline, "not within 60 s: {what}");
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
@@ -133,6 +133,10 @@ pub struct Host {
 impl Host {
     /// An agent on the host whose files are in `folder`; takes charge of what runs there.
     pub fn start(folder: &Path, qemu: &(PathBuf, Version), disk: &Path) -> Self {
+        // For whoever looks for the reason of a failure.
+        if std::env::var_os("STERNA_LOG").is_some() {
+            sterna_base::log::init(sterna_base::log::Format::Text);
+        }
         std::fs::create_dir_all(folder).unwrap();
         std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o711)).unwrap();
         let files = Files::open(&folder.join("data"), &folder.join("run")).unwrap();

@@ -7,6 +7,7 @@ mod queue;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -74,17 +75,22 @@ pub struct Source {
     _stop: DropGuard,
 }
 
+/// A session that has just ended takes its sockets' names away when its tasks are dropped, which may be after the next one
+/// of the same guest has made its own.
+static SESSIONS: AtomicU32 = AtomicU32::new(0);
+
 /// Whatever fills the journal: it ends by failing, or not at all.
 pub(super) type Feeds = JoinSet<Error>;
 
 impl Source {
-    /// Makes one socket for each volume in `folder`, which is this migration's own: sockets that a process left there
-    /// when it died are replaced. Mirrors may write at once, whether the target is there or not.
+    /// Makes one socket for each volume in `folder`: sockets that a process left there when it died are replaced, those
+    /// of another session of this process are not. Mirrors may write at once, whether the target is there or not.
     pub fn start(folder: &Path, link: Link, options: Options) -> Result<Self, Error> {
         let intake = prepare(&options)?;
         let (mut feeds, mut mirrors) = (Feeds::new(), Vec::new());
+        let session = SESSIONS.fetch_add(1, Ordering::Relaxed);
         for (index, volume) in (0_u16..).zip(options.volumes.iter().copied()) {
-            let path = folder.join(format!("volume-{index}.nbd"));
+            let path = folder.join(format!("volume-{session}-{index}.nbd"));
             let socket = Socket::bind(&path).map_err(|source| Error::Socket { index, source })?;
             mirrors.push(MirrorTo { socket: path, export: server::EXPORT });
             let intake = Arc::clone(&intake);
