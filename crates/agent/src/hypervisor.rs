@@ -108,6 +108,8 @@ pub enum Transfer {
     /// be resumed by QEMU until it is granted or cancelled.
     Held,
     Completed,
+    /// Source: the target has the disks as they were a moment ago, which was all that was asked for.
+    Seeded,
     Failed {
         why: String,
     },

@@ -52,6 +52,7 @@ fn sends(host: &Host, epoch: u64, to: SocketAddr, peer: &str) -> VmAssignment {
         line: None,
         max_downtime: Span::from_millis(300),
         cancel: false,
+        seed: false,
     };
     owns(UID, epoch, Owner { outgoing: Some(outgoing), ..host.owner() })
 }
@@ -201,6 +202,33 @@ async fn a_guest_takes_its_disk_along_and_back() {
         let a = &apart.a;
         a.order(vec![order(UID, 5, Role::Release)]);
         eventually("the last copy is gone", || is_gone(a)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_goes_ahead_of_its_guest_which_does_not_notice() {
+    for qemu in [7, 10].into_iter().filter_map(qemu) {
+        let apart = Apart::new(&qemu).await;
+        let (a, b) = (&apart.a, &apart.b);
+        let before = apart.writes(a, 0).await;
+        b.order(vec![incoming(b, 4, "b")]);
+        eventually("the target listens", || listens(b, 4).is_some()).await;
+        let seed = match sends(a, 3, listens(b, 4).unwrap(), "b").role {
+            Role::Owner(owner) => {
+                let outgoing = owner.outgoing.clone().map(|outgoing| Outgoing { seed: true, ..outgoing });
+                owns(UID, 3, Owner { outgoing, ..*owner })
+            }
+            _ => unreachable!(),
+        };
+        a.order(vec![seed]);
+        eventually("the disk is there", || matches!(side(a, 3), Some(SideState::Seeded { .. }))).await;
+        assert!(boot::read_counter(b.disk()).unwrap() >= before);
+        assert_eq!(a.state(UID), Some(CopyState::Running));
+        b.order(vec![order(UID, 4, Role::Release)]);
+        eventually("the target is gone", || is_gone(b)).await;
+        apart.writes(a, before).await;
+        a.order(vec![order(UID, 5, Role::Release)]);
+        eventually("the guest is gone", || is_gone(a)).await;
     }
 }
 

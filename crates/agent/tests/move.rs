@@ -45,7 +45,7 @@ fn incoming(host: &Host, epoch: u64, migration: &str, channels: Option<u8>) -> V
 
 fn outgoing(migration: &str, (to, line): &Call, cancel: bool) -> Outgoing {
     let (migration, max_downtime) = (name(migration), Span::from_millis(300));
-    Outgoing { migration, to: *to, carry: None, line: line.clone(), max_downtime, cancel }
+    Outgoing { migration, to: *to, carry: None, line: line.clone(), max_downtime, cancel, seed: false }
 }
 
 fn sends(host: &Host, epoch: u64, call: &Call, cancel: bool) -> VmAssignment {

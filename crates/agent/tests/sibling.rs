@@ -54,6 +54,7 @@ fn sends(host: &Host, to: &str) -> VmAssignment {
         line: None,
         max_downtime: Span::from_millis(300),
         cancel: false,
+        seed: false,
     };
     owns(UID, 3, Owner { outgoing: Some(outgoing), ..host.owner() })
 }

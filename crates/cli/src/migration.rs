@@ -145,6 +145,9 @@ pub fn report_text(migration: &Migration, width: Option<u16>) -> String {
     let (from, to) = (name(&decision.source), name(&decision.target));
     let vm = &migration.spec.vm;
     let mut text = match &decision.phase {
+        Phase::Succeeded if migration.spec.seed => {
+            format!("the volumes of vm {vm} were copied from host {from} to host {to}; it stays on host {from}.\n")
+        }
         Phase::Succeeded => format!("vm {vm} moved from host {from} to host {to} while it ran.\n"),
         Phase::Failed { why } => {
             format!("vm {vm} was not moved from host {from} to host {to}: {why}. It stays.\n")

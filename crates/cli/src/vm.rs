@@ -58,6 +58,8 @@ pub enum Verb {
     Delete(Delete),
     /// Move running VMs to another host while they run
     Migrate(Migrate),
+    /// Copy the volumes of running VMs to where they are to move, hours before: the move then takes what differs
+    Preseed(Preseed),
     /// Say what a move would take, without moving
     Forecast {
         name: Name,
@@ -102,6 +104,20 @@ pub struct Migrate {
     many: Many,
     #[command(flatten)]
     course: Course,
+    #[command(flatten)]
+    wait: Wait,
+}
+
+#[derive(Debug, Args)]
+pub struct Preseed {
+    #[command(flatten)]
+    many: Many,
+    /// To this host [default: the one that a move would choose]
+    #[arg(long, value_name = "HOST", conflicts_with = "to_datacentre")]
+    to: Option<Name>,
+    /// To a host of this datacentre
+    #[arg(long, value_name = "NAME")]
+    to_datacentre: Option<Name>,
     #[command(flatten)]
     wait: Wait,
 }
@@ -181,7 +197,16 @@ pub async fn run(session: &Session, verb: Verb) -> Result<()> {
         Verb::Pause(args) => act(session, &args, "paused", async |name| vms.pause(name).await).await,
         Verb::Resume(args) => act(session, &args, "runs on", async |name| vms.resume(name).await).await,
         Verb::Delete(args) => crud::delete::<Vms>(session, &args, " Their boot volumes go with them.").await,
-        Verb::Migrate(args) => migrate(session, &args).await,
+        Verb::Migrate(args) => {
+            let order = args.course.order();
+            move_each(session, (&args.many, args.wait), "moved", async |name| vms.migrate(name, &order).await).await
+        }
+        Verb::Preseed(args) => {
+            let order =
+                Move { to: args.to.clone(), to_datacentre: args.to_datacentre.clone(), ..Move::default() };
+            let done = "has its volumes copied";
+            move_each(session, (&args.many, args.wait), done, async |name| vms.preseed(name, &order).await).await
+        }
         Verb::Forecast { name, course } => forecast(session, &name, &course.order()).await,
         Verb::Why { name } => why(session, &name).await,
         Verb::Console { name } => console::run(session, &name).await,
@@ -212,16 +237,19 @@ async fn act(
     .await
 }
 
-async fn migrate(session: &Session, args: &Migrate) -> Result<()> {
-    let names = args.many.resolve::<Vms>(&session.client).await?;
-    let order = args.course.order();
-    let vms = session.client.vms();
+/// For verbs that order a migration of each VM.
+async fn move_each(
+    session: &Session,
+    (many, wait): (&Many, Wait),
+    done: &str,
+    verb: impl AsyncFn(&Name) -> sterna_client::error::Result<Answer<Vm>>,
+) -> Result<()> {
+    let names = many.resolve::<Vms>(&session.client).await?;
     crud::each(session, &names, async |name| {
-        let answer = vms.migrate(name, &order).await?;
+        let answer = verb(name).await?;
         let migration = answer.migration.clone();
-        let result = crud::finish(session, args.wait, &format!("vm {name}"), "moved", answer).await;
-        if let (true, Some(migration), true) =
-            (args.wait.wanted(), migration, session.format == Format::Table)
+        let result = crud::finish(session, wait, &format!("vm {name}"), done, answer).await;
+        if let (true, Some(migration), true) = (wait.wanted(), migration, session.format == Format::Table)
         {
             migration::report(session, &migration).await?;
         }

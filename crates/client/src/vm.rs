@@ -144,6 +144,11 @@ impl Api<'_, Vms> {
         self.ask(name, "reset", &json!({})).await
     }
 
+    /// Copies volumes to where the VM is to move; `order` names the place alone.
+    pub async fn preseed(&self, name: &Name, order: &Move) -> Result<Answer<Vm>> {
+        self.ask(name, "preseed", order).await
+    }
+
     pub async fn migrate(&self, name: &Name, order: &Move) -> Result<Answer<Vm>> {
         self.ask(name, "migrate", order).await
     }

@@ -13,6 +13,9 @@
 //!
 //! Through the mover the same words stand for: the source copy is frozen, and the end of its stream was let go after it
 //! was recorded that it will not run. The target has yet to load that end, while the owner changes.
+//!
+//! A pre-seed is a move that ends before the guest's memory would go: its volumes were copied, and `Undoing` puts the copies
+//! where the move itself will find them.
 
 use serde::{Deserialize, Serialize};
 use sterna_base::clock::Timestamp;
@@ -42,6 +45,9 @@ pub struct MigrationSpec {
     pub finish_by: Option<Timestamp>,
     #[serde(default)]
     pub cancel: bool,
+    /// Volumes only, ahead of the move: the VM stays where it runs.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub seed: bool,
     /// What was expected when it was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub forecast: Option<Forecast>,
@@ -144,6 +150,9 @@ pub enum Phase {
     Undoing {
         why: String,
         cancelled: bool,
+        /// It was a pre-seed, and is done.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        seeded: bool,
     },
     Succeeded,
     Failed {
@@ -174,6 +183,8 @@ pub enum Event {
         why: String,
         cancelled: bool,
     },
+    /// A pre-seed: the target has the volumes as they were a moment ago.
+    SourceSeeded,
     /// The target copy ended before the guest ran in it.
     TargetLost {
         why: String,
@@ -205,7 +216,7 @@ impl Phase {
     pub fn on(self, event: Event) -> Result<Phase, Refused> {
         use Event as E;
         use Phase as P;
-        let undo = |why: String, cancelled| P::Undoing { why, cancelled };
+        let undo = |why: String, cancelled| P::Undoing { why, cancelled, seeded: false };
         match (self, event) {
             (P::Pending, E::Admitted) => Ok(P::Preparing),
             (P::Pending, E::Refused { why } | E::DeadlinePassed { what: why }) => Ok(P::Failed { why }),
@@ -220,6 +231,9 @@ impl Phase {
             (P::Copying { .. }, E::SourceReleased { next_epoch }) => Ok(P::Resuming { epoch: next_epoch }),
             // The source resumed the guest by itself: it never stopped being the owner.
             (P::Copying { .. }, E::SourceKept { why, cancelled }) => Ok(undo(why, cancelled)),
+            (P::Copying { .. }, E::SourceSeeded) => {
+                Ok(P::Undoing { why: "the volumes are there".to_owned(), cancelled: false, seeded: true })
+            }
             // Not enough: the source must say that it kept or released the guest. It learns of the cancel by its assignment.
             (phase @ P::Copying { .. }, E::CancelRequested | E::TargetLost { .. }) => Ok(phase),
             (phase @ P::Copying { .. }, E::DeadlinePassed { .. }) => Ok(phase),
@@ -233,7 +247,8 @@ impl Phase {
 
             (P::Finishing { .. }, E::SourceGone) => Ok(P::Succeeded),
 
-            (P::Undoing { why, cancelled }, E::TargetGone) => {
+            (P::Undoing { seeded: true, .. }, E::TargetGone) => Ok(P::Succeeded),
+            (P::Undoing { why, cancelled, .. }, E::TargetGone) => {
                 Ok(if cancelled { P::Cancelled } else { P::Failed { why } })
             }
             (phase @ P::Undoing { .. }, E::CancelRequested) => Ok(phase),
@@ -309,6 +324,8 @@ pub enum SideState {
     Released { outcome: Outcome },
     /// Source: failed or cancelled; the guest runs here.
     Kept { why: String },
+    /// Source: a pre-seed is done; the guest runs here.
+    Seeded { outcome: Outcome },
 }
 
 /// What a migration took, as measured. Bytes and times of the memory transfer come from the source's QEMU.

@@ -10,7 +10,7 @@ fn every_phase() -> Vec<Phase> {
         Phase::Resuming { epoch: 2 },
         Phase::Returning { epoch: 3, why: "x".into() },
         Phase::Finishing { epoch: 2 },
-        Phase::Undoing { why: "x".into(), cancelled: false },
+        Phase::Undoing { why: "x".into(), cancelled: false, seeded: false },
         Phase::Succeeded,
         Phase::Failed { why: "x".into() },
         Phase::Cancelled,

@@ -112,6 +112,7 @@ fn owner(view: &View, vm: &Vm<'_>, decision: &VmDecision, migration: Moving<'_>,
             line: line.clone(),
             max_downtime: spec.max_downtime,
             cancel,
+            seed: spec.seed,
         })
     });
     // Stopping waits until the transfer has been called off, so that exactly one side ends it.

@@ -112,6 +112,7 @@ fn order(view: &View, host: &Host<'_>, vm: &Vm<'_>, now: Timestamp) -> Option<Ac
             max_downtime: Span::from_millis(300),
             finish_by: None,
             cancel: false,
+            seed: false,
             forecast: None,
             asked_by: format!("{ASKED_BY}{}", host.name),
         },

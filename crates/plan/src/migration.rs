@@ -121,6 +121,10 @@ impl Move<'_> {
             Ok(route) => route,
             Err(why) => return self.advance(decision, Event::Refused { why }),
         };
+        if self.spec.seed && route.volumes.is_empty() {
+            let why = format!("host {} opens every volume where it is", target.0);
+            return self.advance(decision, Event::Refused { why });
+        }
         let admitted = MigrationDecision {
             epoch: source.epoch,
             next_epoch: vm.next_epoch(),
@@ -192,12 +196,16 @@ impl Move<'_> {
             return None;
         }
         let mut after = MigrationDecision { phase: next, since: self.now, ..decision.clone() };
-        let (what, why) = describe(&after.phase);
+        let (what, why) = describe(&after.phase, self.spec.seed);
         match after.phase.clone() {
             Phase::Resuming { epoch } => {
                 after.outcome = self.source_outcome(decision);
                 let target = decision.target.clone()?;
                 self.hand_over(&after, Owner { host: target, epoch }, what, why)
+            }
+            Phase::Undoing { seeded: true, .. } => {
+                after.outcome = self.source_outcome(decision);
+                Some(self.write(&after, what, why))
             }
             Phase::Returning { epoch, .. } => {
                 let source = decision.source.clone()?;
@@ -273,7 +281,7 @@ impl Move<'_> {
 
     fn source_outcome(&self, decision: &MigrationDecision) -> Option<Outcome> {
         match self.side(self.source_row(decision)?)? {
-            SideState::Released { outcome } => Some(outcome.clone()),
+            SideState::Released { outcome } | SideState::Seeded { outcome } => Some(outcome.clone()),
             _ => None,
         }
     }
@@ -330,14 +338,16 @@ pub fn lost_target(vm: &Vm<'_>, decision: &MigrationDecision) -> Option<String> 
 }
 
 /// The event's word and reason.
-fn describe(phase: &Phase) -> (&'static str, String) {
+fn describe(phase: &Phase, is_seed: bool) -> (&'static str, String) {
     match phase {
+        Phase::Succeeded if is_seed => ("succeeded", "the copies wait for the VM to move".to_owned()),
         Phase::Copying { listen, .. } => ("copying", format!("the target listens at {listen}")),
         Phase::Resuming { epoch } => {
             ("handed over", format!("the source completed and let go; the target owns epoch {epoch}"))
         }
         Phase::Returning { epoch, why } => ("handed back", format!("{why}; the source owns epoch {epoch}")),
         Phase::Finishing { .. } => ("finishing", "the guest is the target's for good".to_owned()),
+        Phase::Undoing { why, seeded: true, .. } => ("seeded", why.clone()),
         Phase::Undoing { why, .. } => ("undone", why.clone()),
         Phase::Succeeded => ("succeeded", "the guest runs on the target and the source is gone".to_owned()),
         Phase::Failed { why } => ("failed", why.clone()),

@@ -144,7 +144,12 @@ fn migration_ends(view: &View, name: &Name) -> OperationState {
     match &decision.phase {
         Phase::Succeeded => {
             let target = decision.target.as_ref().map(Name::to_string).unwrap_or_default();
-            succeeded(format!("the guest runs on host {target}"))
+            let is_seed = entry.spec.as_ref().is_some_and(|spec| spec.value.spec.seed);
+            succeeded(if is_seed {
+                format!("the volumes are on host {target}, as they were a moment ago")
+            } else {
+                format!("the guest runs on host {target}")
+            })
         }
         Phase::Failed { why } => failed(why.clone()),
         Phase::Cancelled => failed("cancelled"),

@@ -145,6 +145,43 @@ fn a_move_that_is_called_off_leaves_the_volume_where_it_is() {
 }
 
 #[test]
+fn a_preseed_leaves_the_guest_and_puts_the_copies_where_the_move_will_find_them() {
+    let mut world = running();
+    world.preseed("m", "web", "a2");
+    world.settle();
+    let listening = Some(("m", SideState::Listening { at: "10.0.0.12:4000".into(), line: None }));
+    world.report_side("web", "a2", 2, CopyState::Incoming, listening);
+    world.settle();
+    let Some(Role::Owner(owner)) = role(&world, "a1") else { panic!("a1 owns it") };
+    assert!(owner.outgoing.is_some_and(|outgoing| outgoing.seed));
+    let seeded = Some(("m", SideState::Seeded { outcome: Outcome::default() }));
+    world.report_side("web", "a1", 1, CopyState::Running, seeded);
+    world.settle();
+    assert!(matches!(world.phase("m"), Phase::Undoing { seeded: true, .. }));
+    world.report("web", "a2", 2, CopyState::Stopped { exit: Exit::Released });
+    world.settle();
+    assert_eq!(world.phase("m"), Phase::Succeeded);
+    assert_eq!(world.owner("web"), ("a1".into(), 1));
+    assert_eq!((volume(&world).location(), volume(&world).former), (at("local", "a1"), vec![at("local", "a2")]));
+    assert_eq!(purposes(&world, "a2"), [(name("local"), Purpose::Shelve)]);
+    world.migrate("m2", "web", Some("a2"));
+    world.settle();
+    assert_eq!(purposes(&world, "a2"), [(name("local"), Purpose::Arrive)]);
+}
+
+#[test]
+fn where_every_volume_is_in_reach_there_is_nothing_to_preseed() {
+    let mut world = World::new().host("a1", Bytes::gib(8)).host("a2", Bytes::gib(4));
+    world.add_vm("web", Bytes::mib(64), None);
+    world.all_run();
+    let to = if world.owner("web").0 == "a1" { "a2" } else { "a1" };
+    world.preseed("m", "web", to);
+    world.settle();
+    let Phase::Failed { why } = world.phase("m") else { panic!("{:?}", world.phase("m")) };
+    assert!(why.contains("opens every volume where it is"), "{why}");
+}
+
+#[test]
 fn a_volume_between_two_places_does_not_grow_until_it_has_one() {
     let mut world = preparing();
     let mut object = (*world.view.volumes[&name("web-boot")].spec.as_ref().unwrap().value).clone();

@@ -162,7 +162,7 @@ fn a_migration_ends_as_its_phase_says() {
         (Phase::Resuming { epoch: 2 }, ".. resuming"),
         (Phase::Returning { epoch: 3, why: "x".into() }, ".. returning"),
         (Phase::Finishing { epoch: 2 }, ".. finishing"),
-        (Phase::Undoing { why: "x".into(), cancelled: false }, ".. undoing"),
+        (Phase::Undoing { why: "x".into(), cancelled: false, seeded: false }, ".. undoing"),
         (Phase::Succeeded, "ok the guest runs on host a2"),
         (Phase::Failed { why: "no slot".into() }, "no no slot"),
         (Phase::Cancelled, "no cancelled"),

@@ -49,6 +49,7 @@ fn draw_order(random: &mut Random, hosts: u64) -> Act {
         0 => Act::Cancel(vm),
         1 => Act::Pause(vm),
         2 | 3 => Act::Start(vm),
+        4..=7 => Act::Preseed { vm, to: to.unwrap_or(0) },
         _ => Act::Migrate { vm, to },
     }
 }

@@ -38,6 +38,7 @@ pub enum Stage {
     Going,
     Held,
     Granted,
+    Seeded,
     Failed(String),
 }
 
@@ -57,6 +58,7 @@ pub fn carried(qemu: &Qemu, life: u64) -> Transfer {
     match &way.stage {
         Stage::Going => Transfer::Going,
         Stage::Held | Stage::Granted => Transfer::Held,
+        Stage::Seeded => Transfer::Seeded,
         Stage::Failed(why) => Transfer::Failed { why: why.clone() },
     }
 }
@@ -100,10 +102,10 @@ impl Held {
         Ok(address_of(at, life))
     }
 
-    pub(crate) async fn depart(&self, to: SocketAddr, session: Uuid) -> Result<(), GuestError> {
+    pub(crate) async fn depart(&self, to: SocketAddr, session: Uuid, seed: bool) -> Result<(), GuestError> {
         let life = self.bench.life;
         self.tell(|qemu| {
-            if matches!(&qemu.way, Some(way) if way.life == life && !matches!(way.stage, Stage::Failed(_))) {
+            if matches!(&qemu.way, Some(way) if way.life == life && !matches!(way.stage, Stage::Failed(_) | Stage::Seeded)) {
                 return Err(GuestError::Refused("a migration is already under way".to_owned()));
             }
             qemu.way = Some(Way { session, life, stage: Stage::Going });
@@ -113,7 +115,11 @@ impl Held {
         .await?;
         self.moment("sends");
         let session = Session::new(&self.bench, self.id, (to, session));
-        tokio::spawn(session.run());
+        if seed {
+            tokio::spawn(session.seed());
+        } else {
+            tokio::spawn(session.run());
+        }
         Ok(())
     }
 
@@ -140,7 +146,7 @@ impl Held {
             None => Ok(()),
             Some(Stage::Going) => refused("the end of the stream has not come yet"),
             Some(Stage::Granted) => refused("the source has let go already"),
-            Some(Stage::Failed(_)) => refused("the stream has ended"),
+            Some(Stage::Failed(_) | Stage::Seeded) => refused("the stream has ended"),
             Some(Stage::Held) => {
                 self.check_grant();
                 self.change(|qemu| {
@@ -176,7 +182,7 @@ impl Held {
         self.bench.travel().await;
         match stage {
             Stage::Granted => refused("the source has let go already"),
-            Stage::Failed(_) => refused("the stream has ended"),
+            Stage::Failed(_) | Stage::Seeded => refused("the stream has ended"),
             Stage::Going | Stage::Held => {
                 self.change(|qemu| qemu.wants_cancel = true);
                 self.moment("asked to cancel");

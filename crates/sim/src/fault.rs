@@ -46,6 +46,11 @@ pub enum Act {
         vm: String,
         to: Option<usize>,
     },
+    /// Its volumes alone, ahead of a move.
+    Preseed {
+        vm: String,
+        to: usize,
+    },
     /// Every open migration of the VM.
     Cancel(String),
     Drain(usize),
@@ -253,6 +258,7 @@ impl fmt::Display for Act {
             Act::Pause(vm) => write!(f, "pause {vm}"),
             Act::Reset(vm) => write!(f, "reset {vm}"),
             Act::Delete(vm) => write!(f, "delete {vm}"),
+            Act::Preseed { vm, to } => write!(f, "preseed {vm} to {}", host_name(*to)),
             Act::Migrate { vm, to: None } => write!(f, "migrate {vm}"),
             Act::Migrate { vm, to: Some(to) } => write!(f, "migrate {vm} to {}", host_name(*to)),
             Act::Cancel(vm) => write!(f, "cancel {vm}"),
@@ -295,6 +301,7 @@ impl FromStr for Act {
             ["pause", name] => Act::Pause(vm(name)),
             ["reset", name] => Act::Reset(vm(name)),
             ["delete", name] => Act::Delete(vm(name)),
+            ["preseed", name, "to", at] => Act::Preseed { vm: vm(name), to: host(at)? },
             ["migrate", name] => Act::Migrate { vm: vm(name), to: None },
             ["migrate", name, "to", at] => Act::Migrate { vm: vm(name), to: Some(host(at)?) },
             ["cancel", name] => Act::Cancel(vm(name)),

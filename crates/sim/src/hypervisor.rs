@@ -331,7 +331,7 @@ impl Guest for Held {
     async fn send(&self, outgoing: &Outgoing, _limits: Limits) -> Result<(), GuestError> {
         let to = outgoing.to;
         if let Some(carry) = &outgoing.carry {
-            return self.depart(to, carry.session).await;
+            return self.depart(to, carry.session, outgoing.seed).await;
         }
         self.tell(|qemu| {
             if qemu.transfer == Transfer::Going {

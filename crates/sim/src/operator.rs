@@ -94,7 +94,8 @@ impl World {
                 let now = self.now();
                 self.modify(Kind::Vm, vm, |object: &mut Object<VmSpec>| object.meta.deleting = Some(now))
             }
-            Act::Migrate { vm, to } => self.ask_to_migrate(vm, *to),
+            Act::Migrate { vm, to } => self.ask_to_migrate(vm, *to, false),
+            Act::Preseed { vm, to } => self.ask_to_migrate(vm, Some(*to), true),
             Act::Cancel(vm) => self.cancel(vm),
             Act::Drain(host) => drain(*host, true),
             Act::Undrain(host) => drain(*host, false),
@@ -134,7 +135,7 @@ impl World {
         self.submit(self.put_new(txn, Kind::Vm, vm, spec))
     }
 
-    fn ask_to_migrate(&self, vm: &str, to: Option<usize>) -> bool {
+    fn ask_to_migrate(&self, vm: &str, to: Option<usize>, seed: bool) -> bool {
         let free = {
             let state = self.lock();
             let view = &state.checker.view;
@@ -150,6 +151,7 @@ impl World {
             max_downtime: Span::from_millis(300),
             finish_by: None,
             cancel: false,
+            seed,
             forecast: None,
             asked_by: "person".to_owned(),
         };

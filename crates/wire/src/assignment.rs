@@ -123,6 +123,9 @@ pub struct Outgoing {
     pub max_downtime: Span,
     /// Stop it while that is possible.
     pub cancel: bool,
+    /// The disks alone: the guest stays.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub seed: bool,
 }
 
 /// How the mover takes a VM from one host to the other.

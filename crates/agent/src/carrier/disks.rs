@@ -202,6 +202,19 @@ impl Mirrors {
         }
     }
 
+    /// Until what was taken so far is on the target's disks; the guest writes on, and what it writes from here on does
+    /// not matter. Mirrors are removed by [`tidy`].
+    pub async fn seed(&mut self) -> Result<(), Error> {
+        let barrier = self.barrier();
+        tokio::select! {
+            failed = self.failed() => return Err(failed),
+            crossed = barrier => crossed.map_err(|_| Error::MirrorFailed)?,
+        }
+        self.count();
+        self.source.abort();
+        Ok(())
+    }
+
     /// The guest is the target's: both sides part in peace.
     pub async fn finish(&self) {
         if let Err(refused) = self.source.finish().await {

@@ -44,6 +44,8 @@ pub enum Stage {
     Failed {
         why: String,
     },
+    /// The target has the disks, and nothing more was asked for.
+    Seeded,
     Over,
 }
 
@@ -57,6 +59,8 @@ pub struct Departure {
     pub carry: Carry,
     pub parameters: Parameters,
     pub happened: mpsc::UnboundedSender<Happened>,
+    /// The disks alone, ahead of the move.
+    pub seed: bool,
     /// Filled in on the way.
     pub disk_bytes: Arc<AtomicU64>,
 }
@@ -216,8 +220,13 @@ async fn run(
         begun = begin(&carriers, &departure, link) => begun.map_err(|error| error.explain()),
         why = called_off(&mut called) => Err(why),
     };
+    let mut over = Stage::Over;
     let ended = match begun {
-        Ok((source, mirrors)) => {
+        Ok(None) => {
+            over = Stage::Seeded;
+            Ok(())
+        }
+        Ok(Some((source, mirrors))) => {
             let events = departure.client.events();
             let disks = if mirrors.is_some() { Disks::Mirrored } else { Disks::There };
             let (link, is_tail_held) = (watched, false);
@@ -240,11 +249,13 @@ async fn run(
         tracing::warn!(vm = %departure.vm, %why, "a guest's way out has failed");
         // A transfer that has not begun, or has ended by itself, has nothing to cancel.
         let _ = departure.client.migrate_cancel().await;
+    }
+    if ended.is_err() || over == Stage::Seeded {
         if let Err(error) = disks::tidy(&departure.client).await {
             tracing::warn!(vm = %departure.vm, %error, "mirrors could not be removed");
         }
     }
-    stage.send_replace(ended.map_or_else(|why| Stage::Failed { why }, |()| Stage::Over));
+    stage.send_replace(ended.map_or_else(|why| Stage::Failed { why }, |()| over));
     let _ = departure.happened.send(Happened::Changed);
     // Later calls are told that it has ended.
     drop(called);
@@ -264,12 +275,12 @@ async fn called_off(called: &mut Called) -> String {
     }
 }
 
-/// Disks first, which take longer; memory when they are close behind.
+/// Disks first, which take longer; memory when they are close behind. `None`: the disks were all.
 async fn begin(
     carriers: &Carriers,
     departure: &Departure,
     link: Link,
-) -> Result<(Source, Option<Mirrors>), Error> {
+) -> Result<Option<(Source, Option<Mirrors>)>, Error> {
     let (client, vault) = (&departure.client, &carriers.0.vault);
     let mirrors = if departure.carry.disks.is_empty() {
         None
@@ -279,6 +290,12 @@ async fn begin(
         mirrors.catch_up().await?;
         Some(mirrors)
     };
+    if departure.seed {
+        if let Some(mut mirrors) = mirrors {
+            mirrors.seed().await?;
+        }
+        return Ok(None);
+    }
     let memory = client.query_memory_size().await?;
     let settings = Settings::for_guest(vault.page_key(departure.vm)?, memory, store_bytes(memory));
     let (checkpoint, keeper) = carriers.kept(departure.vm).await;
@@ -296,5 +313,5 @@ async fn begin(
         .await
         .map_err(|_| Error::NotOpened)?
         .map_err(Error::io("take qemu's migration socket"))?;
-    Ok((Source::start(stream, link, options)?, mirrors))
+    Ok(Some((Source::start(stream, link, options)?, mirrors)))
 }

@@ -237,6 +237,7 @@ impl Guest for QemuGuest {
             carry: carry.clone(),
             parameters,
             happened: self.happened.clone(),
+            seed: outgoing.seed,
             disk_bytes: Arc::default(),
         };
         Ok(self.carriers.send(departure).map(drop)?)

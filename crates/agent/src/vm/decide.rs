@@ -100,6 +100,8 @@ pub enum Step {
     HandOver,
     /// Noted as kept, and frozen all the same.
     Thaw,
+    /// The disks were copied ahead of a move: say so.
+    EndSeed,
     /// Failed or cancelled: the guest runs on here.
     Keep {
         why: String,
@@ -140,6 +142,7 @@ fn in_flight(known: Known<'_>) -> Option<Step> {
     match (side, &view.transfer) {
         (SideState::Sending, Transfer::Completed | Transfer::Held) => Some(Step::HandOver),
         (SideState::Kept { .. }, Transfer::Held) => Some(Step::Thaw),
+        (SideState::Sending, Transfer::Seeded) => Some(Step::EndSeed),
         (SideState::Sending, Transfer::Failed { why }) => Some(Step::Keep { why: why.clone() }),
         (SideState::Sending, Transfer::Cancelled) => Some(Step::Keep { why: "cancelled".to_owned() }),
         // This agent's predecessor died between writing it down and doing it.

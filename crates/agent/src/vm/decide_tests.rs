@@ -62,6 +62,7 @@ fn sends(epoch: u64, migration: &str, cancel: bool) -> Order {
         line: None,
         max_downtime: Span::from_millis(300),
         cancel,
+        seed: false,
     };
     owns(epoch, Owner { outgoing: Some(outgoing), ..owner() })
 }

@@ -109,6 +109,15 @@ impl<H: Hypervisor, R: Resources> Work<H, R> {
         self.view().await
     }
 
+    /// The target has the disks; the guest has not been touched.
+    pub(super) async fn end_seed(&mut self) -> Done<H::Guest> {
+        let migration = self.migration()?;
+        let outcome = outcome_of(&self.guest()?.figures().await?);
+        tracing::info!(vm = %self.name, %migration, "the disks are there, ahead of the guest");
+        self.note_side(&migration, SideState::Seeded { outcome })?;
+        self.view().await
+    }
+
     /// The transfer has completed: the target has everything, and this copy stands still.
     pub(super) async fn hand_over(&mut self) -> Done<H::Guest> {
         let migration = self.migration()?;

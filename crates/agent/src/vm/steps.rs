@@ -84,6 +84,7 @@ impl<H: Hypervisor, R: Resources> Work<H, R> {
             (Step::MarkLoaded, _) => self.mark_loaded().await,
             (Step::CancelSend, _) => self.cancel_send().await,
             (Step::Thaw, _) => self.thaw().await,
+            (Step::EndSeed, _) => self.end_seed().await,
             (Step::Keep { why }, order) => self.keep(&order, why).await,
             (step, Order::Given(order)) => self.perform_order(step, *order).await,
             // No other step is decided without an order.

@@ -13,7 +13,7 @@ use sterna_model::migration::{MigrationDecision, Outcome, Phase, Via, VolumeMove
 
 use crate::pace;
 use crate::route::{Route, route};
-use crate::view::{Host, View, Vm};
+use crate::view::{Host, MigrationEntry, View, Vm};
 
 /// From the order to the first byte and from the last to the end: a process that starts and one that is reaped.
 const OVERHEAD: Duration = Duration::from_millis(500);
@@ -215,7 +215,10 @@ impl Line {
 
 /// Moves that succeeded and were measured, the latest first.
 fn recent(view: &View, wanted: impl Fn(&MigrationDecision) -> bool) -> Vec<(&Name, &Outcome)> {
-    let decided = view.migrations.iter().filter_map(|(name, entry)| Some((name, entry.decision.as_ref()?)));
+    // What a pre-seed took says little of a guest's memory.
+    let is_move = |entry: &MigrationEntry| entry.spec.as_ref().is_some_and(|spec| !spec.value.spec.seed);
+    let moves = view.migrations.iter().filter(|(_, entry)| is_move(entry));
+    let decided = moves.filter_map(|(name, entry)| Some((name, entry.decision.as_ref()?)));
     let mut moves: Vec<_> = decided
         .filter(|(_, decision)| decision.phase == Phase::Succeeded && wanted(decision))
         .filter_map(|(name, decision)| Some((decision.started, name, decision.value.outcome.as_ref()?)))

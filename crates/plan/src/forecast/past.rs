@@ -16,7 +16,8 @@ pub fn past(view: &View, vm: &Vm<'_>) -> Vec<Past> {
     let moves = view.index.migrations_by_vm.of(vm.name).filter_map(|name| {
         let entry = view.migrations.get(name)?;
         let decision = entry.decision.as_ref().filter(|decision| decision.phase == Phase::Succeeded)?;
-        let expected = entry.spec.as_ref()?.value.spec.forecast.as_ref()?;
+        let spec = &entry.spec.as_ref()?.value.spec;
+        let expected = spec.forecast.as_ref().filter(|_| !spec.seed)?;
         let outcome = decision.outcome.as_ref()?;
         let past = Past {
             migration: name.clone(),

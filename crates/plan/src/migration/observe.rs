@@ -65,6 +65,7 @@ impl Move<'_> {
                 let why = lost.or_else(|| decision.called_off.clone()).unwrap_or_else(|| why.clone());
                 return Some(Event::SourceKept { why, cancelled: self.wants_cancel() });
             }
+            Some(SideState::Seeded { .. }) => return Some(Event::SourceSeeded),
             _ => {}
         }
         self.source_ended(decision).map(|why| Event::SourceKept { why, cancelled: false })

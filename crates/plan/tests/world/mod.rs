@@ -259,6 +259,14 @@ impl World {
     }
 
     pub fn migrate(&mut self, migration: &str, vm: &str, to: Option<&str>) {
+        self.ask_to_migrate(migration, vm, to, false);
+    }
+
+    pub fn preseed(&mut self, migration: &str, vm: &str, to: &str) {
+        self.ask_to_migrate(migration, vm, Some(to), true);
+    }
+
+    fn ask_to_migrate(&mut self, migration: &str, vm: &str, to: Option<&str>, seed: bool) {
         self.spec(
             Kind::Migration,
             migration,
@@ -268,6 +276,7 @@ impl World {
                 max_downtime: Span::from_millis(300),
                 finish_by: None,
                 cancel: false,
+                seed,
                 forecast: None,
                 asked_by: "person".into(),
             },

@@ -56,6 +56,25 @@ impl Session {
         }
     }
 
+    /// Disks alone: the guest is not touched, and the other side sees the session end.
+    pub async fn seed(mut self) {
+        let copied = async {
+            self.copy().await?;
+            self.pass(1, 30, true).await
+        };
+        if let Err(broken) = copied.await {
+            return self.end(&broken);
+        }
+        self.on_source(|source| {
+            source.transfer = Transfer::None;
+            if let Some(way) = &mut source.way {
+                way.stage = Stage::Seeded;
+            }
+            source.tell(Happened::Changed);
+        });
+        self.say("has seeded");
+    }
+
     async fn carry(&mut self) -> Result<(), Broken> {
         self.copy().await?;
         self.stand_still();

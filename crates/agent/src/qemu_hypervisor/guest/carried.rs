@@ -52,6 +52,7 @@ impl QemuGuest {
             },
             Stage::Held | Stage::Granted => Transfer::Held,
             Stage::Failed { why } => Transfer::Failed { why },
+            Stage::Seeded => Transfer::Seeded,
             Stage::Over => told,
         }
     }

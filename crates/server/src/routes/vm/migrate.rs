@@ -15,7 +15,7 @@ use sterna_model::operation::Goal;
 use sterna_plan::forecast::past::past;
 use sterna_plan::forecast::{Line, forecast};
 use sterna_plan::view::{Host, Vm};
-use sterna_plan::{View, check, drain, placement};
+use sterna_plan::{View, check, drain, placement, route};
 use sterna_store::Txn;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
@@ -35,7 +35,7 @@ const DOWNTIME_MAX: Span = Span::from_secs(60);
 const DOWNTIME: Span = Span::from_millis(300);
 
 pub fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::new().routes(routes!(migrate)).routes(routes!(outlook)).routes(routes!(ledger))
+    OpenApiRouter::new().routes(routes!(migrate)).routes(routes!(preseed)).routes(routes!(outlook)).routes(routes!(ledger))
 }
 
 /// Where a VM shall move. Empty: to the best host that there is.
@@ -80,6 +80,14 @@ struct Aim<'a> {
     host: Host<'a>,
 }
 
+/// Where volumes shall be copied ahead of a move.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+struct Ahead {
+    to: Option<Name>,
+    to_datacentre: Option<Name>,
+}
+
 /// Moves a running VM to another host while it runs.
 #[utoipa::path(post, path = "/v1/vms/{name}/migrate", tag = "vm", operation_id = "vm_migrate",
     params(("name" = Name, Path)), request_body = Move,
@@ -90,21 +98,48 @@ async fn migrate(
     PathName(name): PathName,
     OptionalBody(order): OptionalBody<Move>,
 ) -> Answer<(StatusCode, Json<Ordered>)> {
+    ask(&app, &actor, &name, (order, false)).await
+}
+
+/// Copies the volumes of a running VM to where it is to move, hours before: the move itself then takes what differs.
+#[utoipa::path(post, path = "/v1/vms/{name}/preseed", tag = "vm", operation_id = "vm_preseed",
+    params(("name" = Name, Path)), request_body = Ahead,
+    responses((status = 202, body = Ordered), (status = "default", body = Error)))]
+async fn preseed(
+    State(app): State<App>,
+    actor: Actor,
+    PathName(name): PathName,
+    OptionalBody(order): OptionalBody<Ahead>,
+) -> Answer<(StatusCode, Json<Ordered>)> {
+    let order = Move { to: order.to, to_datacentre: order.to_datacentre, ..Move::default() };
+    ask(&app, &actor, &name, (order, true)).await
+}
+
+async fn ask(
+    app: &App,
+    actor: &Actor,
+    name: &Name,
+    (order, seed): (Move, bool),
+) -> Answer<(StatusCode, Json<Ordered>)> {
     let now = app.now();
     let max_downtime = allowed_downtime(order.max_downtime)?;
     let finish_by = order.finish_by.as_deref().map(|text| deadline(text, now)).transpose()?;
     let view = app.view();
-    let vm = find(&view, &name)?;
-    not_migrating(&view, &name)?;
+    let vm = find(&view, name)?;
+    not_migrating(&view, name)?;
     let aim = aim(&view, &vm, order.to.as_ref(), order.to_datacentre.as_ref())?;
-    let estimate = Estimate::new(&app, (&view, &vm), &aim.host, max_downtime);
+    if seed {
+        something_to_seed(&view, &vm, &aim.host)?;
+    }
+    let estimate = Estimate::new(app, (&view, &vm), &aim.host, max_downtime);
     if let Some(late) = finish_by.and_then(|by| estimate.is_late(now, by)) {
         return Err(unmet(&[late]));
     }
-    let to = aim.to;
+    // Copies are of use on the host that they are made for.
+    let to = aim.to.or_else(|| seed.then(|| aim.host.name.clone()));
     let migration = drain::free_name(&view, &vm)
         .ok_or_else(|| refuse(Code::WrongState, format!("vm {name} has too many recorded migrations")))?;
-    let mut txn = refer::<Vms>(&view, Txn::new(), &name)?;
+    let mut txn = refer::<Vms>(&view, Txn::new(), name)?;
     if let Some(to) = &to {
         txn = refer::<Hosts>(&view, txn, to)?;
     }
@@ -114,15 +149,25 @@ async fn migrate(
         max_downtime,
         finish_by,
         cancel: false,
-        forecast: Some(estimate.forecast),
+        seed,
+        forecast: Some(estimate.forecast).filter(|_| !seed),
         asked_by: actor.name.clone(),
     };
     let meta = new_meta(migration.clone(), Labels::new(), String::new(), now)?;
     let txn = put_new(txn, Kind::Migration, meta, spec)?;
-    let (id, txn) = operation(txn, &actor, Goal::MigrationEnds { migration: migration.clone() }, now)?;
-    app.commit(txn).await.map_err(|refusal| someone_was_faster(refusal, &name))?;
-    let operation = started(&app, &actor, &id)?.operation;
+    let (id, txn) = operation(txn, actor, Goal::MigrationEnds { migration: migration.clone() }, now)?;
+    app.commit(txn).await.map_err(|refusal| someone_was_faster(refusal, name))?;
+    let operation = started(app, actor, &id)?.operation;
     Ok((StatusCode::ACCEPTED, Json(Ordered { operation, migration })))
+}
+
+fn something_to_seed(view: &View, vm: &Vm<'_>, host: &Host<'_>) -> Answer<()> {
+    let route = route::route(view, vm, host).map_err(|why| unmet(&[why]))?;
+    if route.volumes.is_empty() {
+        let message = format!("host {} opens every volume of vm {} where it is", host.name, vm.name);
+        return Err(refuse(Code::WrongState, message).hint("a move takes none of them along: just move it"));
+    }
+    Ok(())
 }
 
 fn find<'a>(view: &'a View, name: &Name) -> Answer<Vm<'a>> {
