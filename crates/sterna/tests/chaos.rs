@@ -8,7 +8,7 @@ use anyhow::{Result, ensure};
 use lab_world::Plot;
 use sterna_lab::bench::chaos;
 
-const PLOT: Plot = Plot { name: "e2e-chaos", net: "10.96.0.0/16", port: 7745 };
+const PLOT: Plot = Plot { name: "e2e-chaos", net: "10.96.0.0/16", port: 7745, datacentres: "a,b" };
 
 #[test]
 fn a_process_killed_in_any_phase_leaves_exactly_one_running_copy() -> Result<()> {

@@ -10,7 +10,7 @@ use anyhow::{Result, ensure};
 use lab_world::{Plot, image, ran, sterna_lab};
 use sterna_lab::member;
 
-const PLOT: Plot = Plot { name: "e2e-demow", net: "10.99.0.0/16", port: 7748 };
+const PLOT: Plot = Plot { name: "e2e-demow", net: "10.99.0.0/16", port: 7748, datacentres: "a,b" };
 
 #[test]
 fn the_demo_goes_to_the_other_datacentre_and_back_and_leaves_nothing_behind() -> Result<()> {

@@ -29,7 +29,7 @@ use sterna_model::network::NetworkSpec;
 use sterna_model::status::VmState;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-const PLOT: Plot = Plot { name: "e2e", net: "10.94.0.0/16", port: 7743 };
+const PLOT: Plot = Plot { name: "e2e", net: "10.94.0.0/16", port: 7743, datacentres: "a,b" };
 const PATIENCE: Duration = Duration::from_secs(60);
 const DOWNTIME: Span = Span::from_millis(300);
 
@@ -466,7 +466,7 @@ fn the_demo_shows_a_move_and_its_lines_can_be_pasted() -> Result<()> {
 
 #[test]
 fn the_demo_once_leaves_nothing_behind() -> Result<()> {
-    let plot = Plot { name: "e2e-demo", net: "10.95.0.0/16", port: 7744 };
+    let plot = Plot { name: "e2e-demo", net: "10.95.0.0/16", port: 7744, datacentres: "a,b" };
     lab_world::run(&PLOT, async |_| {
         // The lab's addresses are those it was begun with.
         let begun = sterna_lab(&plot, &format!("up --network-only --net {} --port {}", plot.net, plot.port));

@@ -17,7 +17,7 @@ use sterna_lab::place::Host;
 use sterna_lab::user;
 use sterna_model::tunnel::TunnelSeen;
 
-const PLOT: Plot = Plot { name: "e2e-tunnel", net: "10.97.0.0/16", port: 7746 };
+const PLOT: Plot = Plot { name: "e2e-tunnel", net: "10.97.0.0/16", port: 7746, datacentres: "a,b" };
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Counts on a datacentre's switch what goes out by its lines: segments in clear on any of their ports, and the tunnel.

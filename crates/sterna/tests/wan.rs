@@ -22,7 +22,7 @@ use sterna_lab::user;
 use sterna_model::bandwidth::BandwidthLimit;
 use sterna_model::migration::{Outcome, Phase};
 
-const PLOT: Plot = Plot { name: "e2e-wan", net: "10.98.0.0/16", port: 7747 };
+const PLOT: Plot = Plot { name: "e2e-wan", net: "10.98.0.0/16", port: 7747, datacentres: "a,b" };
 const PATIENCE: Duration = Duration::from_secs(90);
 
 /// The word in the guest's greeting that is random for each boot.
@@ -106,6 +106,36 @@ fn a_vm_moves_to_the_other_datacentre_with_its_disk_and_is_back_with_next_to_not
         println!("there {there:?}\nback {back:?}");
         ensure!(back.bytes.as_u64() * 5 < there.bytes.as_u64(), "what was there is known: {back:?}");
         Ok(())
+    })
+}
+
+#[test]
+fn volumes_that_went_ahead_need_not_go_again() -> Result<()> {
+    lab_world::run(&PLOT, async |world| {
+        let _mends = Mends;
+        let (vm, boot) = begin(world, "ahead").await?;
+        slow()?;
+        let near = sterna(world, "vm preseed ahead --to a2");
+        ensure!(near.code != 0 && near.talk.contains("opens every volume"), "{}", near.talk);
+        let said = ok(world, "vm preseed ahead --to b1")?;
+        ensure!(said.data.contains("it stays on host a1"), "{} {}", said.data, said.talk);
+        volume_is(world, "ahead", "shared-a", "a1").await?;
+        until(PATIENCE, "nothing to run there", async || Ok(world.copies(&vm) == 1)).await?;
+        ensure!(boot_of(world, &vm, host(world, "a2")?).await? == boot, "its guest did not notice");
+        let bytes = |name_of: &str| {
+            let shown = ok(world, &format!("migration show {name_of} -o json"))?.data;
+            let shown: serde_json::Value = serde_json::from_str(&shown)?;
+            let bytes = shown["decision"]["outcome"]["bytes"].as_str().context("no bytes")?.parse::<Bytes>();
+            bytes.map_err(|why| anyhow::anyhow!("{why}"))
+        };
+        let first = bytes("ahead-1")?;
+        ok(world, "vm preseed ahead --to b1")?;
+        let again = bytes("ahead-2")?;
+        println!("ahead {first}, again {again}");
+        ensure!(again.as_u64() * 5 < first.as_u64(), "{again} of {first}");
+        moved(world, "ahead", "b1").await?;
+        ensure!(boot_of(world, &vm, host(world, "a2")?).await? == boot);
+        volume_is(world, "ahead", "shared-b", "b1").await
     })
 }
 

@@ -32,6 +32,8 @@ pub struct Plot {
     pub name: &'static str,
     pub net: &'static str,
     pub port: u16,
+    /// One letter each.
+    pub datacentres: &'static str,
 }
 
 /// What a command printed, and how it ended.
@@ -101,7 +103,7 @@ fn build(plot: &Plot) -> Result<Home> {
     // It has the lock until nothing is left.
     command.stdin(Stdio::piped()).stdout(Stdio::from(lock)).stderr(Stdio::null());
     let remover = std::os::unix::process::CommandExt::process_group(&mut command, 0).spawn()?;
-    let up = format!("up --net {} --port {}", plot.net, plot.port);
+    let up = format!("up --net {} --port {} --datacentres {}", plot.net, plot.port, plot.datacentres);
     expect(&sterna_lab(plot, &up))?;
     let lab = Lab::load(Path::new(&format!("{}-{}", sterna_lab::place::DEFAULT_DIR, plot.name)))?;
     let lab = lab.context("the lab left no record")?;
