@@ -72,6 +72,11 @@ pub trait Dictionary: Send {
     fn contains(&self, hash: &PageHash) -> bool;
     /// Copies the content out. `false` if it is not there or cannot be read: it then counts as absent.
     fn read(&mut self, hash: &PageHash, into: &mut Page) -> bool;
+
+    /// What it has, in the order in which reading it is cheap; empty if it cannot tell.
+    fn names(&self) -> Vec<PageHash> {
+        Vec::new()
+    }
 }
 
 /// Wants every content that passes: the checkpoint that is being written.

@@ -6,12 +6,12 @@ mod world;
 use std::time::{Duration, Instant};
 
 use sterna_mover::checkpoint::{HostKey, Limits, Shelf};
-use sterna_mover::codec::Settings;
+use sterna_mover::codec::{Keeper, Settings};
 use sterna_mover::hash::{Key, PAGE_BYTES, Page};
 use sterna_mover::link;
 use sterna_mover::session::source::{self, SourceEvent};
 use sterna_mover::session::target::{self, Offering, Offers, TargetEvent};
-use sterna_mover::session::{Outcome, Source, Target};
+use sterna_mover::session::{Outcome, Shared, Source, Target};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use world::{Pair, options};
@@ -55,13 +55,23 @@ fn stream(seeds: impl Iterator<Item = u32>) -> Vec<u8> {
 
 /// What went over the line, payload and more, in both directions, and how often a connection was lost.
 async fn carried(bytes: &[u8], offers: Option<Offering>, timing: link::Options) -> (u64, u64) {
+    carried_with(bytes, (offers, None), None, timing).await
+}
+
+/// The target keeps what passes, or has kept something.
+async fn carried_with(
+    bytes: &[u8],
+    (offers, checkpoint): (Option<Offering>, Option<Shared>),
+    keeper: Option<Box<dyn Keeper>>,
+    timing: link::Options,
+) -> (u64, u64) {
     let pair = Pair::new(timing).await;
     let (links, forwarded) = (pair.target.progress(), std::sync::Arc::clone(&pair.relay.forwarded));
     let (mut from, source_qemu) = UnixStream::pair().unwrap();
     let (mut to, target_qemu) = UnixStream::pair().unwrap();
     let Settings { store_bytes, pages_max, .. } = settings();
     let most = target::Bounds { store_bytes, pages_max };
-    let taking = target::Options { most, checkpoint: None, offers, keeper: None };
+    let taking = target::Options { most, checkpoint, offers, keeper };
     let sending = source::Options { settings: settings(), checkpoint: None, keeper: None };
     let mut source = Source::start(source_qemu, pair.source, sending).unwrap();
     let mut target = Target::start(target_qemu, pair.target, taking);
@@ -113,6 +123,23 @@ async fn pages_that_another_guest_has_at_the_target_are_not_sent() {
     let (helped, _) =
         carried(&bytes, offering((60..PAGES).chain(1000..1100), Duration::ZERO), options()).await;
     assert!(helped < alone / 6, "{helped} of {alone}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_comes_back_by_another_way_is_known_by_its_contents() {
+    let folder = tempfile::tempdir().unwrap();
+    let limits = Limits { bytes_each: 1 << 26, bytes: 1 << 26, age: Duration::from_secs(60) };
+    let shelf = Shelf::open(folder.path(), HostKey([1; 32]), limits).unwrap();
+    let vm = [9; 16];
+    let keeper = || Some(Box::new(shelf.begin(vm).unwrap()) as Box<dyn Keeper>);
+    let kept = || shelf.newest(vm).unwrap().map(|found| Shared { id: found.id(), pages: Box::new(found) });
+    let bytes = stream(0..PAGES);
+    let (first, _) = carried_with(&bytes, (None, None), keeper(), options()).await;
+    assert!(kept().is_some());
+    // The source has no checkpoint, as one that got the guest from a third host. A tenth was written since.
+    let changed = stream((1000..1000 + PAGES / 10).chain(PAGES / 10..PAGES));
+    let (again, _) = carried_with(&changed, (None, kept()), None, options()).await;
+    assert!(again < first / 6, "{again} of {first}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

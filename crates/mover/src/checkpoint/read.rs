@@ -104,6 +104,12 @@ impl Dictionary for Checkpoint {
     fn read(&mut self, hash: &PageHash, into: &mut Page) -> bool {
         self.contents.read(hash, into)
     }
+
+    fn names(&self) -> Vec<PageHash> {
+        let mut spots: Vec<_> = self.contents.spots.iter().collect();
+        spots.sort_unstable_by_key(|(_, spot)| (spot.offset, spot.page));
+        spots.into_iter().map(|(hash, _)| *hash).collect()
+    }
 }
 
 fn number(bytes: &[u8]) -> u64 {

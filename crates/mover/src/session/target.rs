@@ -45,7 +45,8 @@ pub struct Offers {
 }
 
 /// Makes offers, once it is known under which key the source names its pages. It may take seconds, on a thread that may
-/// be blocked; the source's guest runs meanwhile. Not asked where both sides have a checkpoint of the guest itself.
+/// be blocked; the source's guest runs meanwhile. Not asked where this side has a checkpoint of the guest itself: that is
+/// what both share, or is offered in place of others' pages.
 pub type Offering = Box<dyn FnOnce(&Key) -> Option<Offers> + Send>;
 
 /// Memory that a session may take here.
@@ -174,11 +175,19 @@ async fn open(link: &mut Link, options: &mut Options, events: &Events) -> Result
     }
     let _ = events.send(TargetEvent::Opened(settings.key.clone()));
     let mut decoder = Decoder::new(&settings).map_err(Error::Encode)?;
-    let shared = options.checkpoint.take().filter(|shared| Some(shared.id) == wanted);
-    let has_checkpoint = shared.is_some();
+    let found = options.checkpoint.take();
+    let has_checkpoint = found.as_ref().is_some_and(|found| Some(found.id) == wanted);
+    let (shared, former) = if has_checkpoint { (found, None) } else { (None, found) };
     shared.into_iter().for_each(|shared| decoder.memory().share(shared.pages));
     options.keeper.take().into_iter().for_each(|keeper| decoder.memory().keep_in(keeper));
-    if let Some(make) = options.offers.take().filter(|_| !has_checkpoint) {
+    let making = match (former, options.offers.take()) {
+        // The source has been elsewhere since, or lost its own: places say nothing any more, contents do.
+        (Some(former), _) => Some(Box::new(move |_: &Key| {
+            Some(Offers { hashes: former.pages.names(), pages: former.pages })
+        }) as Offering),
+        (None, offers) => offers.filter(|_| !has_checkpoint),
+    };
+    if let Some(make) = making {
         offer(&link.sender, &mut decoder, make, settings.key).await?;
     }
     link.sender.send(Kind::Message, Message::Accept { has_checkpoint }.payload()).await?;
