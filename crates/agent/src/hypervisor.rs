@@ -4,7 +4,7 @@
 //! behind this port decides: it does what it is told, and tells what it sees.
 
 use std::future::Future;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -232,6 +232,13 @@ pub trait Guest: Clone + Send + Sync + 'static {
     /// Target, just continued: since when the last of it had arrived, where that is known.
     fn loading(&self) -> Option<Span> {
         None
+    }
+
+    /// Target, just continued: how long it takes until the guest answers at this address. `None`: not within seconds, or
+    /// nobody here can ask.
+    fn answers(&self, at: Ipv4Addr) -> impl Future<Output = Option<Duration>> + Send {
+        let _ = at;
+        std::future::ready(None)
     }
 
     /// Tells the network where the guest now is.

@@ -15,6 +15,8 @@
 mod bridge;
 mod daemon;
 mod dhcp;
+/// Asks guests for a sign of life.
+pub mod echo;
 mod filter;
 mod forwarding;
 /// How devices are called, and which are ours.

@@ -16,6 +16,8 @@ pub mod adopt;
 pub mod board;
 /// The next step: a pure function.
 pub mod decide;
+/// Asks guests that were moved here whether they answer.
+mod echo;
 /// All tasks, and who gets which order.
 pub mod fleet;
 /// Measures what a guest uses.
@@ -147,6 +149,9 @@ pub struct Vm<H: Hypervisor, R: Resources> {
     timers: Timers,
     sender: Option<migrate::Watcher>,
     load: Option<load::Sampler>,
+    echo: echo::Echo,
+    /// After so long a guest that was moved here answered; not noted yet.
+    answered: Option<Duration>,
     is_cancelling: bool,
     reported: Option<VmReport>,
     is_forgotten: bool,
@@ -173,6 +178,8 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
             timers,
             sender: None,
             load: None,
+            echo: echo::Echo::default(),
+            answered: None,
             is_cancelling: false,
             reported: None,
             is_forgotten: false,
@@ -193,6 +200,7 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
                 happened = next_happening(&mut self.happenings) => self.on_happened(happened),
                 outcome = finished(&mut self.job) => self.on_outcome(outcome),
                 changed = self.order.changed() => if changed.is_err() { return },
+                answered = self.echo.heard() => self.answered = answered,
                 _ = starting.changed() => {}
                 () = tokio::time::sleep_until(wake) => self.on_time(),
             }
@@ -283,6 +291,9 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
             return;
         }
         self.timers.not_before = None;
+        if let (Some(after), Body::Alive(_)) = (self.answered.take(), &self.body) {
+            return self.begin(Step::Wait, |work| work.note_answer(after));
+        }
         let step = self.decide(&order);
         if self.body == Body::Unknown && !matches!(step, Step::Kill(_)) {
             return self.begin(Step::Wait, Work::look);
@@ -374,10 +385,22 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
             self.timers.not_before = Some(Instant::now() + RETRY_AFTER);
             self.is_stale = true;
         }
+        if step == Some(Step::Continue) {
+            self.ask_whether_it_answers();
+        }
         if self.notes.as_ref().is_some_and(|notes| notes.ending == Some(Cause::Asked)) {
             self.timers.asked.get_or_insert_with(Instant::now);
         }
         self.mind_the_transfer();
+    }
+
+    fn ask_whether_it_answers(&mut self) {
+        let order = self.order.borrow();
+        let nics = order.owner().map(|owner| &owner.machine.hardware.nics);
+        let at = nics.and_then(|nics| nics.iter().find_map(|nic| nic.address));
+        if let (Some(at), Some(guest)) = (at, &self.guest) {
+            self.echo.start(guest.clone(), at);
+        }
     }
 
     fn on_attached(&mut self, guest: H::Guest, happenings: Happenings, view: View) {
@@ -391,6 +414,7 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
         self.guest = None;
         self.happenings = None;
         self.load = None;
+        self.echo.stop();
         self.ports.guests.lock().remove(&self.uid);
         self.timers.asked = None;
         self.timers.pressed = None;

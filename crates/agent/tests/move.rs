@@ -136,7 +136,7 @@ async fn a_guest_moves_and_the_old_copy_goes() {
         b.runs(UID, 4).await;
         eprintln!("{}, {channels:?}: {outcome:?}; order to running {:?}", qemu.1, decided.elapsed());
         assert!(!b.run_directory(UID).join("line/keys.psk").exists(), "the key of the move is left");
-        assert_eq!(b.side(UID), Some(SideState::Continued { loading: None }));
+        assert_eq!(b.side(UID), Some(SideState::Continued { loading: None, answered: None }));
         a.order(vec![order(UID, 3, Role::Release)]);
         eventually("the source is gone", || {
             a.state(UID) == Some(CopyState::Stopped { exit: Exit::Released })

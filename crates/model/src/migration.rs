@@ -317,6 +317,10 @@ pub enum SideState {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         #[schema(value_type = Option<String>)]
         loading: Option<Span>,
+        /// From then until it first answered on its network.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schema(value_type = Option<String>)]
+        answered: Option<Span>,
     },
     /// Source: sending.
     Sending,
@@ -339,7 +343,8 @@ pub struct Outcome {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub downtime: Option<Span>,
-    /// Longest silence that a probe on the network saw.
+    /// From the stop of its CPUs at the source until it answered on its network at the target, where it has an address there
+    /// and answers at all. Known a moment after the end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub gap: Option<Span>,

@@ -23,6 +23,7 @@ use crate::route::route;
 use crate::view::{MigrationEntry, Row, View, Vm};
 use observe::ended;
 
+mod gap;
 mod observe;
 mod patience;
 
@@ -43,6 +44,7 @@ pub fn plan(view: &View, now: Timestamp) -> Vec<Action> {
             actions.push(action);
         }
     }
+    actions.extend(gap::plan(view, now));
     actions
 }
 

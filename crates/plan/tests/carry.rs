@@ -4,7 +4,7 @@
 
 mod world;
 
-use sterna_base::units::Bytes;
+use sterna_base::units::{Bytes, Span};
 use sterna_model::key::Kind;
 use sterna_model::meta::Name;
 use sterna_model::migration::{Outcome, Phase, SideState, Via};
@@ -65,7 +65,8 @@ fn copying() -> World {
 
 fn resuming() -> World {
     let mut world = copying();
-    let released = Some(("m", SideState::Released { outcome: Outcome::default() }));
+    let outcome = Outcome { downtime: Some(Span::from_millis(20)), ..Outcome::default() };
+    let released = Some(("m", SideState::Released { outcome }));
     world.report_side("web", "a1", 1, CopyState::Paused { why: "sent".into() }, released);
     world.settle();
     assert_eq!(world.phase("m"), Phase::Resuming { epoch: 2 });
@@ -103,12 +104,22 @@ fn the_handover_moves_volume_and_owner_together_and_the_old_copy_waits_until_the
     assert_eq!(volume(&world).leaving, Some(at("local", "a1")));
     assert!(purposes(&world, "a1").is_empty(), "the guest may have to go back");
     assert_eq!(purposes(&world, "a2"), [(name("local"), Purpose::Keep)]);
-    let continued = Some(("m", SideState::Continued { loading: None }));
+    let continued = Some(("m", SideState::Continued { loading: None, answered: None }));
     world.report_side("web", "a2", 2, CopyState::Running, continued);
     world.settle();
     world.report("web", "a1", 1, CopyState::Stopped { exit: Exit::Released });
     world.settle();
     assert_eq!(world.phase("m"), Phase::Succeeded);
+    let gap = |world: &World| {
+        let decision = world.view.migrations[&name("m")].decision.as_ref().unwrap();
+        decision.outcome.as_ref().unwrap().gap
+    };
+    assert_eq!(gap(&world), None);
+    let answered = Some(Span::from_millis(70));
+    let continued = Some(("m", SideState::Continued { loading: None, answered }));
+    world.report_side("web", "a2", 2, CopyState::Running, continued);
+    world.settle();
+    assert_eq!(gap(&world), Some(Span::from_millis(90)), "20 ms of pause, 70 until it answered");
     assert_eq!(volume(&world).former, [at("local", "a1")]);
     assert!(!volume(&world).is_moving());
     assert_eq!(purposes(&world, "a1"), [(name("local"), Purpose::Shelve)]);
@@ -257,7 +268,7 @@ fn a_volume_of_a_served_pool_is_open_to_each_side_where_that_side_uses_it() {
     world.settle();
     assert_eq!(world.phase("m"), Phase::Resuming { epoch: 2 });
     assert_eq!(exports(&world), [1], "the source may get the guest back");
-    let continued = Some(("m", SideState::Continued { loading: None }));
+    let continued = Some(("m", SideState::Continued { loading: None, answered: None }));
     world.report_side("web", "b1", 2, CopyState::Running, continued);
     world.settle();
     world.report("web", &owner, epoch, CopyState::Stopped { exit: Exit::Released });

@@ -82,7 +82,7 @@ fn a_removed_source_ends_a_move() {
 fn a_guest_that_ran_on_the_target_is_never_continued_from_older_memory() {
     for exit in [Exit::Crashed { why: "signal 9".into() }, Exit::Lost] {
         let mut world = resuming();
-        let side = (exit != Exit::Lost).then_some(("m", SideState::Continued { loading: None }));
+        let side = (exit != Exit::Lost).then_some(("m", SideState::Continued { loading: None, answered: None }));
         world.report_side("web", "a2", 2, stopped(exit), side);
         world.settle();
         assert!(matches!(world.phase("m"), Phase::Finishing { .. }), "{:?}", world.phase("m"));
@@ -99,7 +99,7 @@ fn a_vm_that_starts_again_on_the_source_does_not_keep_the_move_open() {
         "a2",
         2,
         CopyState::Running,
-        Some(("m", SideState::Continued { loading: None })),
+        Some(("m", SideState::Continued { loading: None, answered: None })),
     );
     world.settle();
     assert!(matches!(world.phase("m"), Phase::Finishing { .. }));
@@ -120,7 +120,7 @@ fn a_source_that_falls_silent_after_its_word_does_not_keep_the_move_open() {
         "a2",
         2,
         CopyState::Running,
-        Some(("m", SideState::Continued { loading: None })),
+        Some(("m", SideState::Continued { loading: None, answered: None })),
     );
     silence(&mut world, "a1");
     assert_eq!(world.phase("m"), Phase::Succeeded);

@@ -80,7 +80,7 @@ fn the_owner_changes_only_after_the_source_let_go() {
         "a2",
         2,
         CopyState::Running,
-        Some(("m", SideState::Continued { loading: None })),
+        Some(("m", SideState::Continued { loading: None, answered: None })),
     );
     world.settle();
     assert_eq!(world.phase("m"), Phase::Finishing { epoch: 2 });
@@ -177,7 +177,7 @@ fn a_source_that_dies_after_the_handover_changes_nothing() {
         "a2",
         2,
         CopyState::Running,
-        Some(("m", SideState::Continued { loading: None })),
+        Some(("m", SideState::Continued { loading: None, answered: None })),
     );
     world.settle();
     assert_eq!(world.phase("m"), Phase::Succeeded);

@@ -90,7 +90,7 @@ fn a_limit_changes_a_move_under_way_and_ends_with_it() {
     world.settle();
     assert!(matches!(world.phase("m"), Phase::Resuming { .. }));
     assert_eq!(paces(&world, &from).len(), 1, "the last of it is still on its way");
-    let continued = Some(("m", SideState::Continued { loading: None }));
+    let continued = Some(("m", SideState::Continued { loading: None, answered: None }));
     world.report_side("web", "b1", epoch + 1, CopyState::Running, continued);
     world.settle();
     assert!(paces(&world, &from).is_empty());

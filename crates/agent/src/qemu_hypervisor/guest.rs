@@ -5,7 +5,7 @@ mod carried;
 /// Memory from one QEMU to the other.
 mod straight;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -211,6 +211,10 @@ impl Guest for QemuGuest {
 
     fn loading(&self) -> Option<Span> {
         self.carriers.incoming(self.uid).and_then(|incoming| incoming.loading())
+    }
+
+    async fn answers(&self, at: Ipv4Addr) -> Option<Duration> {
+        crate::network::echo::first_answer(at).await
     }
 
     async fn announce(&self) -> Result<(), GuestError> {

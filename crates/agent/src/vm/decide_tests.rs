@@ -215,7 +215,7 @@ fn a_migrated_copy_is_continued_and_never_started_anew() {
         (
             continues(6, "m"),
             running(),
-            with(as_owner(6), "m", SideState::Continued { loading: None }),
+            with(as_owner(6), "m", SideState::Continued { loading: None, answered: None }),
             saw(6),
             Step::Wait,
         ),

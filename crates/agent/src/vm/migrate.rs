@@ -28,7 +28,7 @@ use tokio::time::Instant;
 use super::Reports;
 use super::decide::Order;
 use super::record::{Seen, Title};
-use super::steps::{Done, Found, Stop, Work};
+use super::steps::{self, Done, Found, Stop, Work};
 use crate::hypervisor::{
     Figures, Guest, GuestError, Hypervisor, Limits, Listening, Pause, Run, Transfer, View,
 };
@@ -215,7 +215,7 @@ impl<H: Hypervisor, R: Resources> Work<H, R> {
             notes.title = Title::Owner;
             notes.reset_request = owner.reset_request;
             notes.migration = continued
-                .map(|migration| MigrationReport { migration, side: SideState::Continued { loading: None } });
+                .map(|migration| MigrationReport { migration, side: SideState::Continued { loading: None, answered: None } });
         })?;
         let guest = self.guest()?.clone();
         if was_target {
@@ -242,9 +242,25 @@ impl<H: Hypervisor, R: Resources> Work<H, R> {
         }
         continued?;
         if let (Some(loading), Ok(migration)) = (guest.loading(), self.migration()) {
-            self.note_side(&migration, SideState::Continued { loading: Some(loading) })?;
+            self.note_side(&migration, SideState::Continued { loading: Some(loading), answered: None })?;
         }
         Ok(Found::Same(View { run: Run::Running, transfer: Transfer::Completed }))
+    }
+}
+
+impl<H: Hypervisor, R: Resources> Work<H, R> {
+    /// The guest that was continued here has answered.
+    pub(super) async fn note_answer(mut self, after: Duration) -> steps::Outcome<H::Guest> {
+        let done = self.try_note_answer(after).await;
+        self.outcome(done)
+    }
+
+    async fn try_note_answer(&mut self, after: Duration) -> Done<H::Guest> {
+        let noted = self.notes.as_ref().and_then(|notes| notes.migration.clone());
+        if let Some(MigrationReport { migration, side: SideState::Continued { loading, .. } }) = noted {
+            self.note_side(&migration, SideState::Continued { loading, answered: Some(Span(after)) })?;
+        }
+        Ok(Found::Again)
     }
 }
 

@@ -133,7 +133,7 @@ impl<H: Hypervisor, R: Resources> Work<H, R> {
         }
     }
 
-    fn outcome(self, done: Done<H::Guest>) -> Outcome<H::Guest> {
+    pub(super) fn outcome(self, done: Done<H::Guest>) -> Outcome<H::Guest> {
         let (found, trouble) = match done {
             Ok(found) => (found, None),
             Err(Stop::Interrupted) => (Found::Again, None),
