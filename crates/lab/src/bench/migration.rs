@@ -254,11 +254,13 @@ async fn back_and_forth(world: &World, table: &mut Table, vm: &Vm, size: Size) -
             world.lab.hosts().find(|host| host.site == at.site && *host != at).context("no other host")?;
         let target = Name::new(&to.name())?;
         let probes = world.probes(from, guest, true).await?;
-        let compares = number % every == 0 && compared < size.compared;
+        let compares = compared < size.compared.min(number / every + 1);
         if compares {
             warm_memory().await?;
-            compared += 1;
-            differing += move_and_compare(world, vm, at, to).await?;
+            if let Some(pages) = move_and_compare(world, vm, at, to).await? {
+                compared += 1;
+                differing += pages;
+            }
         } else {
             let moved = world.user.move_to(vm.name(), &target, DOWNTIME).await?;
             let outcome = moved.decision.and_then(|decision| decision.outcome).unwrap_or_default();
@@ -287,8 +289,9 @@ async fn back_and_forth(world: &World, table: &mut Table, vm: &Vm, size: Size) -
 }
 
 /// Holds both agents still once the copy is under way, so that after QEMU's completion both sides stand paused with
-/// the memory that was handed over; counts the pages in which they differ; lets the agents finish the move.
-async fn move_and_compare(world: &World, vm: &Vm, at: Host, to: Host) -> Result<u64> {
+/// the memory that was handed over; counts the pages in which they differ; lets the agents finish the move. `None`: it was
+/// over before it could be held, and another one is to be compared.
+async fn move_and_compare(world: &World, vm: &Vm, at: Host, to: Host) -> Result<Option<u64>> {
     let order = Move { to: Some(Name::new(&to.name())?), max_downtime: Some(DOWNTIME), ..Move::default() };
     let answer = world.user.client.vms().migrate(vm.name(), &order).await?;
     let name = answer.migration.clone().context("the server named no migration")?;
@@ -302,15 +305,23 @@ async fn move_and_compare(world: &World, vm: &Vm, at: Host, to: Host) -> Result<
             Some("pending" | "preparing" | "copying") | None => {
                 ensure!(began.elapsed() < Duration::from_secs(30), "the move did not begin");
             }
-            Some(other) => anyhow::bail!("the move was {other} before it could be held"),
+            Some(_) => {
+                world.user.done(&answer).await?;
+                return Ok(None);
+            }
         }
     }
     agents.iter().for_each(|agent| agent.signal(Signal::STOP));
     let saved = save_memory(world, vm, at, to).await;
     agents.iter().for_each(|agent| agent.signal(Signal::CONT));
-    let saved = saved?;
     world.user.done(&answer).await?;
-    tokio::task::spawn_blocking(move || saved.differing()).await?
+    match saved {
+        Ok(saved) => tokio::task::spawn_blocking(move || saved.differing().map(Some)).await?,
+        Err(error) => {
+            println!("a move was over before its memory could be saved: {error:#}");
+            Ok(None)
+        }
+    }
 }
 
 fn sends(migration: &sterna_client::migration::Migration) -> bool {
