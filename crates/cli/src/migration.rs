@@ -146,7 +146,9 @@ pub fn report_text(migration: &Migration, width: Option<u16>) -> String {
     let vm = &migration.spec.vm;
     let mut text = match &decision.phase {
         Phase::Succeeded if migration.spec.seed => {
-            format!("the volumes of vm {vm} were copied from host {from} to host {to}; it stays on host {from}.\n")
+            format!(
+                "the volumes of vm {vm} were copied from host {from} to host {to}; it stays on host {from}.\n"
+            )
         }
         Phase::Succeeded => format!("vm {vm} moved from host {from} to host {to} while it ran.\n"),
         Phase::Failed { why } => {

@@ -199,13 +199,15 @@ pub async fn run(session: &Session, verb: Verb) -> Result<()> {
         Verb::Delete(args) => crud::delete::<Vms>(session, &args, " Their boot volumes go with them.").await,
         Verb::Migrate(args) => {
             let order = args.course.order();
-            move_each(session, (&args.many, args.wait), "moved", async |name| vms.migrate(name, &order).await).await
+            move_each(session, (&args.many, args.wait), "moved", async |name| vms.migrate(name, &order).await)
+                .await
         }
         Verb::Preseed(args) => {
             let order =
                 Move { to: args.to.clone(), to_datacentre: args.to_datacentre.clone(), ..Move::default() };
             let done = "has its volumes copied";
-            move_each(session, (&args.many, args.wait), done, async |name| vms.preseed(name, &order).await).await
+            move_each(session, (&args.many, args.wait), done, async |name| vms.preseed(name, &order).await)
+                .await
         }
         Verb::Forecast { name, course } => forecast(session, &name, &course.order()).await,
         Verb::Why { name } => why(session, &name).await,
@@ -249,8 +251,7 @@ async fn move_each(
         let answer = verb(name).await?;
         let migration = answer.migration.clone();
         let result = crud::finish(session, wait, &format!("vm {name}"), done, answer).await;
-        if let (true, Some(migration), true) = (wait.wanted(), migration, session.format == Format::Table)
-        {
+        if let (true, Some(migration), true) = (wait.wanted(), migration, session.format == Format::Table) {
             migration::report(session, &migration).await?;
         }
         result

@@ -291,7 +291,7 @@ impl Move<'_> {
     /// What the target added to the guest's pause.
     fn loading(&self, decision: &MigrationDecision) -> Duration {
         match self.target_row(decision).and_then(|row| self.side(row)) {
-            Some(SideState::Continued { loading: Some(loading) }) => loading.0,
+            Some(SideState::Continued { loading: Some(loading), .. }) => loading.0,
             _ => Duration::ZERO,
         }
     }

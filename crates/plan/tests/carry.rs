@@ -173,7 +173,10 @@ fn a_preseed_leaves_the_guest_and_puts_the_copies_where_the_move_will_find_them(
     world.settle();
     assert_eq!(world.phase("m"), Phase::Succeeded);
     assert_eq!(world.owner("web"), ("a1".into(), 1));
-    assert_eq!((volume(&world).location(), volume(&world).former), (at("local", "a1"), vec![at("local", "a2")]));
+    assert_eq!(
+        (volume(&world).location(), volume(&world).former),
+        (at("local", "a1"), vec![at("local", "a2")])
+    );
     assert_eq!(purposes(&world, "a2"), [(name("local"), Purpose::Shelve)]);
     world.migrate("m2", "web", Some("a2"));
     world.settle();

@@ -82,7 +82,8 @@ fn a_removed_source_ends_a_move() {
 fn a_guest_that_ran_on_the_target_is_never_continued_from_older_memory() {
     for exit in [Exit::Crashed { why: "signal 9".into() }, Exit::Lost] {
         let mut world = resuming();
-        let side = (exit != Exit::Lost).then_some(("m", SideState::Continued { loading: None, answered: None }));
+        let side =
+            (exit != Exit::Lost).then_some(("m", SideState::Continued { loading: None, answered: None }));
         world.report_side("web", "a2", 2, stopped(exit), side);
         world.settle();
         assert!(matches!(world.phase("m"), Phase::Finishing { .. }), "{:?}", world.phase("m"));

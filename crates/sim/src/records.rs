@@ -57,6 +57,7 @@ impl Records for Shelf {
             Some(SideState::Sending) => self.moment("noted sending"),
             Some(SideState::Released { .. }) => self.moment("noted released"),
             Some(SideState::Kept { .. }) => self.moment("noted kept"),
+            Some(SideState::Seeded { .. }) => self.moment("noted seeded"),
             Some(SideState::Loaded) => self.moment("noted loaded"),
             Some(SideState::Continued { .. }) => self.moment("noted continued"),
             Some(SideState::Listening { .. }) => self.moment("noted listening"),

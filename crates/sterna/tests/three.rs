@@ -22,7 +22,8 @@ fn a_vm_goes_from_the_first_to_the_second_to_the_third_and_home_again() -> Resul
         let mut sent = Vec::new();
         for to in ["b1", "c1", "a1"] {
             let ended = world.user.move_to(&name("round"), &name(to), Span::from_millis(1000)).await?;
-            let outcome = ended.decision.and_then(|decision| decision.outcome).context("nothing was measured")?;
+            let outcome =
+                ended.decision.and_then(|decision| decision.outcome).context("nothing was measured")?;
             sent.push((to, outcome.bytes));
             let volume = world.user.client.volumes().get(&name("round-boot")).await?;
             let decision = volume.decision.context("the volume has no place")?;

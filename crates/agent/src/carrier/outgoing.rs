@@ -250,10 +250,10 @@ async fn run(
         // A transfer that has not begun, or has ended by itself, has nothing to cancel.
         let _ = departure.client.migrate_cancel().await;
     }
-    if ended.is_err() || over == Stage::Seeded {
-        if let Err(error) = disks::tidy(&departure.client).await {
-            tracing::warn!(vm = %departure.vm, %error, "mirrors could not be removed");
-        }
+    if (ended.is_err() || over == Stage::Seeded)
+        && let Err(error) = disks::tidy(&departure.client).await
+    {
+        tracing::warn!(vm = %departure.vm, %error, "mirrors could not be removed");
     }
     stage.send_replace(ended.map_or_else(|why| Stage::Failed { why }, |()| over));
     let _ = departure.happened.send(Happened::Changed);

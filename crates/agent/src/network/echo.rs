@@ -21,14 +21,15 @@ const REPLY_MAX: usize = 256;
 /// How long it took until the first answer came, counted from the call.
 pub async fn first_answer(at: Ipv4Addr) -> Option<Duration> {
     let asked = tokio::task::spawn_blocking(move || ask(at)).await.ok()?;
-    asked.inspect_err(|error| tracing::debug!(%at, %error, "a guest cannot be asked whether it answers")).ok()?
+    asked
+        .inspect_err(|error| tracing::debug!(%at, %error, "a guest cannot be asked whether it answers"))
+        .ok()?
 }
 
 fn ask(at: Ipv4Addr) -> rustix::io::Result<Option<Duration>> {
     let begun = Instant::now();
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket =
-        rustix::net::socket_with(AddressFamily::INET, SocketType::RAW, flags, Some(ipproto::ICMP))?;
+    let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::RAW, flags, Some(ipproto::ICMP))?;
     // Only what this one guest says is delivered.
     rustix::net::connect(&socket, &SocketAddrV4::new(at, 0))?;
     // Told apart from others who ask the same guest; what the guest says back is compared as a whole.
@@ -36,7 +37,8 @@ fn ask(at: Ipv4Addr) -> rustix::io::Result<Option<Duration>> {
     while begun.elapsed() < PATIENCE {
         match rustix::net::send(&socket, &request(mark), SendFlags::empty()) {
             // Its hardware address is not known yet, or the way to it is not there yet.
-            Ok(_) | Err(rustix::io::Errno::HOSTUNREACH | rustix::io::Errno::NOBUFS | rustix::io::Errno::AGAIN) => {}
+            Ok(_)
+            | Err(rustix::io::Errno::HOSTUNREACH | rustix::io::Errno::NOBUFS | rustix::io::Errno::AGAIN) => {}
             Err(error) => return Err(error),
         }
         if has_answered(&socket, mark)? {

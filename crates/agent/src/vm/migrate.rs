@@ -214,8 +214,10 @@ impl<H: Hypervisor, R: Resources> Work<H, R> {
             notes.epoch = epoch;
             notes.title = Title::Owner;
             notes.reset_request = owner.reset_request;
-            notes.migration = continued
-                .map(|migration| MigrationReport { migration, side: SideState::Continued { loading: None, answered: None } });
+            notes.migration = continued.map(|migration| MigrationReport {
+                migration,
+                side: SideState::Continued { loading: None, answered: None },
+            });
         })?;
         let guest = self.guest()?.clone();
         if was_target {

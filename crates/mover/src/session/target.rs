@@ -182,9 +182,10 @@ async fn open(link: &mut Link, options: &mut Options, events: &Events) -> Result
     options.keeper.take().into_iter().for_each(|keeper| decoder.memory().keep_in(keeper));
     let making = match (former, options.offers.take()) {
         // The source has been elsewhere since, or lost its own: places say nothing any more, contents do.
-        (Some(former), _) => Some(Box::new(move |_: &Key| {
-            Some(Offers { hashes: former.pages.names(), pages: former.pages })
-        }) as Offering),
+        (Some(former), _) => {
+            Some(Box::new(move |_: &Key| Some(Offers { hashes: former.pages.names(), pages: former.pages }))
+                as Offering)
+        }
         (None, offers) => offers.filter(|_| !has_checkpoint),
     };
     if let Some(make) = making {

@@ -412,7 +412,8 @@ impl Story {
                     None,
                 );
             };
-            let notes = MigrationReport { side: SideState::Continued { loading: None, answered: None }, ..ours };
+            let notes =
+                MigrationReport { side: SideState::Continued { loading: None, answered: None }, ..ours };
             self.seen.insert((name(host), vm.uid), vm.epoch);
             return match luck {
                 Luck::Good => {

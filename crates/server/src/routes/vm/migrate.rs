@@ -35,7 +35,11 @@ const DOWNTIME_MAX: Span = Span::from_secs(60);
 const DOWNTIME: Span = Span::from_millis(300);
 
 pub fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::new().routes(routes!(migrate)).routes(routes!(preseed)).routes(routes!(outlook)).routes(routes!(ledger))
+    OpenApiRouter::new()
+        .routes(routes!(migrate))
+        .routes(routes!(preseed))
+        .routes(routes!(outlook))
+        .routes(routes!(ledger))
 }
 
 /// Where a VM shall move. Empty: to the best host that there is.
