@@ -132,7 +132,8 @@ fn volumes_that_went_ahead_need_not_go_again() -> Result<()> {
         ok(world, "vm preseed ahead --to b1")?;
         let again = bytes("ahead-2")?;
         println!("ahead {first}, again {again}");
-        ensure!(again.as_u64() * 5 < first.as_u64(), "{again} of {first}");
+        // What is the image's is there as a clone of it; names travel, and what the guest wrote.
+        ensure!(first < Bytes::mib(1) && again < Bytes::mib(1), "{first}, then {again}");
         moved(world, "ahead", "b1").await?;
         ensure!(boot_of(world, &vm, host(world, "a2")?).await? == boot);
         volume_is(world, "ahead", "shared-b", "b1").await
