@@ -179,8 +179,11 @@ impl World {
             let view = &state.checker.view;
             let ended = view.migrations.iter().find_map(|(name, entry)| {
                 let decision = entry.decision.as_ref()?;
-                let is_it = decision.phase == Phase::Succeeded && moment == format!("{name} is succeeded");
-                is_it.then_some((name, &entry.spec.as_ref()?.value.spec.vm, decision))
+                let spec = &entry.spec.as_ref()?.value.spec;
+                // A pre-seed leaves the guest where it is.
+                let is_move = decision.phase == Phase::Succeeded && !spec.seed;
+                let is_it = is_move && moment == format!("{name} is succeeded");
+                is_it.then_some((name, &spec.vm, decision))
             });
             ended.and_then(|(name, vm, decision)| {
                 let host = decision.source.as_ref()?;
