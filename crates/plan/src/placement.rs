@@ -7,6 +7,7 @@ use std::cmp::Reverse;
 
 use sterna_base::clock::Timestamp;
 use sterna_model::meta::Name;
+use sterna_model::migration::{Phase, Via};
 
 use crate::action::Action;
 use crate::capacity;
@@ -15,17 +16,29 @@ use crate::ha;
 use crate::route;
 use crate::start::{self, Reason};
 use crate::view::{Host, OwnerCopy, View, Vm};
+use crate::volume;
 
 /// Field order is the priority; the name is last, so that a tie has one answer.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Score {
-    /// Fewest volumes to carry first.
-    carried: usize,
+    /// The least to carry first.
+    way: Way,
     /// Most free memory first, in steps of 64 MiB so that noise does not decide.
     free: Reverse<u64>,
     /// Fewest VMs first.
     vms: usize,
     name: Name,
+}
+
+/// What a running VM takes with it to a host; field order is the priority. Nothing for one that only starts.
+#[derive(Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Way {
+    /// Volumes of which the host has no copy.
+    whole: usize,
+    /// All of those that go along: of the others only what differs crosses.
+    carried: usize,
+    /// When the VM was last moved away from there: a checkpoint of its memory may still lie there.
+    left: Reverse<Option<Timestamp>>,
 }
 
 #[must_use]
@@ -77,8 +90,28 @@ pub fn choose_move(view: &View, vm: &Vm<'_>, datacentre: Option<&Name>) -> Resul
         }
         check::arrive(view, vm, host)
     };
-    let carried = |host: &Host<'_>| route::route(view, vm, host).map_or(0, |route| route.volumes.len());
-    pick(view, Some(from), refusal, carried)
+    pick(view, Some(from), refusal, |host| way(view, vm, host))
+}
+
+fn way(view: &View, vm: &Vm<'_>, host: &Host<'_>) -> Way {
+    let Ok(route) = route::route(view, vm, host) else { return Way::default() };
+    let carried = route.volumes.len();
+    let there = route.volumes.iter().filter(|moving| volume::has_copy(view, moving)).count();
+    // From one QEMU to the other nothing is remembered.
+    let left = if route.via == Via::Mover { last_left(view, vm, host.name) } else { None };
+    Way { whole: carried - there, carried, left: Reverse(left) }
+}
+
+/// When the VM last left the host through the mover.
+fn last_left(view: &View, vm: &Vm<'_>, host: &Name) -> Option<Timestamp> {
+    let moves = view.index.migrations_by_vm.of(vm.name).filter_map(|name| view.migrations.get(name));
+    let moves = moves.filter(|entry| entry.spec.as_ref().is_some_and(|spec| !spec.value.spec.seed));
+    moves
+        .filter_map(|entry| entry.decision.as_ref())
+        .filter(|decision| decision.phase == Phase::Succeeded && decision.via == Via::Mover)
+        .filter(|decision| decision.source.as_ref() == Some(host))
+        .map(|decision| decision.since)
+        .max()
 }
 
 /// The host to start a VM on.
@@ -87,30 +120,38 @@ pub(crate) fn choose_start(
     needs: &Needs<'_>,
     not: Option<&Name>,
 ) -> Result<(Name, String), String> {
-    pick(view, not, |host| check::may_run(view, host, needs), |_| 0)
+    pick(view, not, |host| check::may_run(view, host, needs), |_| Way::default())
 }
 
 fn pick(
     view: &View,
     not: Option<&Name>,
     refusal: impl Fn(&Host<'_>) -> Option<String>,
-    carried: impl Fn(&Host<'_>) -> usize,
+    way: impl Fn(&Host<'_>) -> Way,
 ) -> Result<(Name, String), String> {
     let mut fit: Vec<(Score, Name)> = Vec::new();
     let mut refusals = Vec::new();
     for host in view.hosts().filter(|host| Some(host.name) != not) {
         match refusal(&host) {
-            None => fit.push((score(view, &host, carried(&host)), host.name.clone())),
+            None => fit.push((score(view, &host, way(&host)), host.name.clone())),
             Some(why) => refusals.push(format!("{}: {why}", host.name)),
         }
     }
     fit.sort();
-    let Some((_, best)) = fit.first() else {
+    let Some((score, best)) = fit.first() else {
         let reasons = if refusals.is_empty() { "no host has joined".to_owned() } else { refusals.join("; ") };
         return Err(format!("no host fits ({reasons})"));
     };
     let mut why = match fit.len() {
         1 => format!("host {best} is the only one that fits"),
+        n if score.way.carried > score.way.whole => {
+            format!("host {best} of {n} that fit: copies of its volumes are there")
+        }
+        n if score.way.left.0.is_some() => {
+            format!(
+                "host {best} of {n} that fit: of those it was there last, and its memory may be known there"
+            )
+        }
         n => format!("host {best} has the most free memory of {n} that fit"),
     };
     if !refusals.is_empty() {
@@ -119,9 +160,9 @@ fn pick(
     Ok((best.clone(), why))
 }
 
-fn score(view: &View, host: &Host<'_>, carried: usize) -> Score {
+fn score(view: &View, host: &Host<'_>, way: Way) -> Score {
     Score {
-        carried,
+        way,
         free: Reverse(capacity::free_memory(view, host).as_u64() >> 26),
         vms: view.index.load(host.name).owned,
         name: host.name.clone(),

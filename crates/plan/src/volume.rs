@@ -8,6 +8,7 @@ use sterna_base::units::Bytes;
 use sterna_model::image::{Format, ImageReport};
 use sterna_model::key::{Key, Kind};
 use sterna_model::meta::Name;
+use sterna_model::migration::VolumeMove;
 use sterna_model::pool::PoolKind;
 use sterna_model::volume::{ImageRef, Location, VolumeDecision, VolumeReport, VolumeSpec};
 
@@ -140,6 +141,12 @@ pub(crate) fn location_for(view: &View, host: &Host<'_>, asked: Option<&Name>) -
     let pool = asked.map_or_else(|| check::pool_for(view, host, None), Ok)?;
     let host = maker(view, &pool, host)?;
     Ok(Location { pool, host })
+}
+
+/// An older copy of it lies where it goes: only what differs has to cross.
+pub(crate) fn has_copy(view: &View, moving: &VolumeMove) -> bool {
+    let decision = view.volumes.get(&moving.volume).and_then(|entry| entry.decision.as_ref());
+    decision.is_some_and(|decision| decision.former.contains(&moving.to))
 }
 
 /// An `nbd` pool's files are only on its own host.

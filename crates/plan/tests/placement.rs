@@ -5,9 +5,10 @@ mod world;
 use sterna_base::units::Bytes;
 use sterna_model::host::LinkState;
 use sterna_model::key::{Key, Kind};
+use sterna_model::migration::MigrationDecision;
 use sterna_model::vm::{CopyState, Exit, Power};
-use sterna_model::volume::VolumeReport;
-use sterna_plan::status;
+use sterna_model::volume::{Location, VolumeReport};
+use sterna_plan::{placement, status};
 use world::{World, name};
 
 #[test]
@@ -182,4 +183,70 @@ fn restarts_of_one_round_see_the_memory_that_the_others_took() {
     let restarted =
         ["v1", "v2", "v3", "v4"].map(|vm| world.owner(vm).0).into_iter().filter(|host| host == "a2");
     assert_eq!(restarted.count(), 1, "one of 796 MiB fits beside the host's own 512 MiB");
+}
+
+/// Where a move of `web` would go, and why.
+fn chosen(world: &World, datacentre: Option<&str>) -> (String, String) {
+    let vm = world.view.vm(&name("web")).unwrap();
+    let (host, why) = placement::choose_move(&world.view, &vm, datacentre.map(name).as_ref()).unwrap();
+    (host.to_string(), why)
+}
+
+#[test]
+fn a_move_goes_where_copies_of_the_volumes_lie_rather_than_where_most_memory_is_free() {
+    let mut world = World::new().host("a1", Bytes::gib(64));
+    world.add_vm("web", Bytes::mib(64), Some("local"));
+    world.all_run();
+    world = world.host("a2", Bytes::gib(4)).host("a3", Bytes::gib(32));
+    world.settle();
+    let (host, why) = chosen(&world, None);
+    assert_eq!(host, "a3", "{why}");
+    let mut volume = (*world.view.volumes[&name("web-boot")].decision.as_ref().unwrap().value).clone();
+    volume.former = vec![Location { pool: name("local"), host: name("a2") }];
+    world.put(Key::decision(Kind::Volume, &name("web-boot")), &volume);
+    let (host, why) = chosen(&world, None);
+    assert_eq!(host, "a2");
+    assert!(why.contains("copies of its volumes are there"), "{why}");
+    world.change_host("a2", |spec| spec.cordoned = true);
+    assert_eq!(chosen(&world, None).0, "a3", "a copy makes no host fit");
+}
+
+/// `web` moved away from this host, once upon a time.
+fn came_from(world: &mut World, migration: &str, (source, via, seed): (&str, &str, bool)) {
+    if seed {
+        world.preseed(migration, "web", "a1")
+    } else {
+        world.migrate(migration, "web", Some("a1"))
+    }
+    world.now = world.now + std::time::Duration::from_secs(60);
+    let decision: MigrationDecision = serde_json::from_value(serde_json::json!({
+        "phase": {"phase": "succeeded"}, "epoch": 1, "next_epoch": 2, "source": source, "target": "a1",
+        "via": via, "method": "test", "started": world.now, "since": world.now,
+    }))
+    .unwrap();
+    world.put(Key::decision(Kind::Migration, &name(migration)), &decision);
+}
+
+#[test]
+fn without_volumes_to_carry_a_vm_goes_back_to_where_it_came_from_last_in_that_datacentre() {
+    let mut world = World::new().host("a1", Bytes::gib(8)).vm("web", Bytes::mib(64));
+    world.spec(Kind::Datacentre, "far", sterna_model::datacentre::DatacentreSpec::default());
+    world.all_run();
+    world = world.host("a2", Bytes::gib(64)).host("a3", Bytes::gib(4));
+    for (host, memory) in [("b1", 4), ("b2", 64), ("b3", 4)] {
+        world.add_host(host, Bytes::gib(memory));
+        world.change_host(host, |spec| spec.datacentre = name("far"));
+    }
+    world.settle();
+    assert_eq!(chosen(&world, Some("far")).0, "b2");
+    came_from(&mut world, "m-1", ("b3", "mover", false));
+    assert_eq!(chosen(&world, Some("far")).0, "b3");
+    came_from(&mut world, "m-2", ("b1", "mover", false));
+    let (host, why) = chosen(&world, Some("far"));
+    assert_eq!(host, "b1");
+    assert!(why.contains("it was there last"), "{why}");
+    came_from(&mut world, "m-3", ("b3", "mover", true));
+    assert_eq!(chosen(&world, Some("far")).0, "b1", "to copy volumes ahead leaves no memory behind");
+    came_from(&mut world, "m-4", ("a3", "direct", false));
+    assert_eq!(chosen(&world, None).0, "a2", "straight from host to host nothing is remembered");
 }

@@ -14,6 +14,7 @@ use sterna_model::migration::{MigrationDecision, Outcome, Phase, Via, VolumeMove
 use crate::pace;
 use crate::route::{Route, route};
 use crate::view::{Host, MigrationEntry, View, Vm};
+use crate::volume;
 
 /// From the order to the first byte and from the last to the end: a process that starts and one that is reaped.
 const OVERHEAD: Duration = Duration::from_millis(500);
@@ -249,6 +250,5 @@ fn speed(outcome: &Outcome, overhead: Duration) -> Option<f64> {
 fn at_most(view: &View, moving: &VolumeMove) -> u64 {
     let decision = view.volumes.get(&moving.volume).and_then(|entry| entry.decision.as_ref());
     let size = decision.map_or(0, |decision| decision.size.as_u64());
-    let has_been_there = decision.is_some_and(|decision| decision.former.contains(&moving.to));
-    if has_been_there { (size as f64 * AGAIN_OF_VOLUME) as u64 } else { size }
+    if volume::has_copy(view, moving) { (size as f64 * AGAIN_OF_VOLUME) as u64 } else { size }
 }
