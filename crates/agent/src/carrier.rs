@@ -15,6 +15,8 @@ mod incoming;
 mod outgoing;
 /// How fast guests may go.
 mod pace;
+/// How long guests wait.
+mod patience;
 /// Memory of other guests here that an arriving one resembles.
 mod siblings;
 /// Page keys and checkpoints of guests that have been here.
@@ -89,6 +91,8 @@ pub enum Error {
     MirrorFailed,
     #[error("disks: {0}")]
     Volumes(#[from] sterna_mover::volume::Error),
+    #[error(transparent)]
+    CalledOff(#[from] patience::CalledOff),
 }
 
 impl Error {

@@ -128,6 +128,9 @@ pub fn numbers_text(numbers: &Progress) -> String {
     if numbers.throttle > 0 {
         text.push_str(&format!(", guest slowed by {} %", numbers.throttle));
     }
+    if let Some(slowed) = numbers.slowed {
+        text.push_str(&format!(", guest's writes wait up to {}", span(slowed)));
+    }
     text
 }
 

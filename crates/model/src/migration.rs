@@ -376,6 +376,10 @@ pub struct Progress {
     /// Guest CPU time taken away to let the copy catch up, percent.
     #[serde(default)]
     pub throttle: u8,
+    /// What each write of the guest to its disks waits for now, because the line is behind; none if it waits for nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub slowed: Option<Span>,
 }
 
 #[cfg(test)]

@@ -7,6 +7,9 @@
 //! The mirrors write to this machine only, so that no delay and no break of the line reaches the guest's disks. They end
 //! at the switchover, before QEMU gives its images up; the guest is not granted before all of it is on the target's disks.
 
+/// What the guest waits for meanwhile.
+mod minder;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,15 +19,18 @@ use sterna_mover::hash::Key;
 use sterna_mover::link::{self, Link, Pace, SessionId};
 use sterna_mover::volume::source::MirrorTo;
 use sterna_mover::volume::target::Export;
-use sterna_mover::volume::{self, Limits, Outcome, SourceEvent, Spill, Volume};
+use sterna_mover::volume::{self, Limits, Outcome, Pressure, SourceEvent, Spill, Volume};
 use sterna_qemu::qmp::Client;
 use sterna_qemu::qmp::export::NbdExport;
 use sterna_qemu::qmp::mirror::{CopyMode, Depth, Mirror, NbdNode, OnError};
 use sterna_wire::assignment::Carry;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
+use super::patience::{CalledOff, LINE_PATIENCE};
 use super::{Carriers, Departure, Error};
 use crate::qemu_hypervisor::node_of;
+use minder::Minder;
 
 /// Jobs and nodes of ours, which have no device.
 const AWAY: &str = "away";
@@ -38,7 +44,7 @@ const END_WITHIN: Duration = Duration::from_secs(5);
 /// A guest that is about to leave stands still meanwhile.
 const END_POLL: Duration = Duration::from_millis(2);
 const JOURNAL_MEMORY: u64 = 64 << 20;
-/// In the agent's own folder: a guest that outruns the line for long is slowed.
+/// In the agent's own folder: a guest that outruns the line for long is slowed, and stays when that does not help.
 const JOURNAL_SPILL: u64 = 4 << 30;
 /// In flight to the journal.
 const MIRROR_BUFFER: u64 = 64 << 20;
@@ -78,6 +84,7 @@ pub(super) struct Mirrors {
     jobs: Vec<String>,
     /// On the line.
     sent: Arc<AtomicU64>,
+    minder: Minder,
 }
 
 impl Mirrors {
@@ -87,6 +94,7 @@ impl Mirrors {
         let dialer = carriers.dialer(&carry.peer)?;
         let options = link::Options { pace, ..link::Options::default() };
         let link = Link::dial(session(carry), departure.to, dialer, options);
+        let line = link.progress();
         let nodes = client.query_named_block_nodes().await?;
         let mut volumes = Vec::new();
         for index in &carry.disks {
@@ -100,7 +108,9 @@ impl Mirrors {
         let mut source = volume::Source::start(&departure.directory, link, options)?;
         let events = std::mem::replace(&mut source.events, mpsc::unbounded_channel().1);
         let (source, sent) = (Arc::new(source), Arc::clone(&departure.disk_bytes));
-        let mut mirrors = Self { client: client.clone(), source, events, jobs: Vec::new(), sent };
+        let delay_ms = Arc::clone(&departure.disk_delay_ms);
+        let minder = Minder::new(departure.vm, line, source.progress(), delay_ms);
+        let mut mirrors = Self { client: client.clone(), source, events, jobs: Vec::new(), sent, minder };
         for (index, to) in carry.disks.iter().zip(mirrors.source.mirrors().to_vec()) {
             carriers.hand_to_qemu(&to.socket)?;
             mirrors.mirror(*index, to).await?;
@@ -139,7 +149,7 @@ impl Mirrors {
     /// Until all was copied once, and the line is close behind the guest.
     pub async fn catch_up(&mut self) -> Result<(), Error> {
         let mut look = tokio::time::interval(LOOK_EVERY);
-        let mut is_blocking = false;
+        let (mut ready, mut is_blocking) = (None, false);
         let progress = self.source.progress();
         loop {
             tokio::select! {
@@ -147,6 +157,7 @@ impl Mirrors {
                 _ = look.tick() => {}
             }
             self.count();
+            self.minder.mind()?;
             let jobs = self.client.query_block_jobs().await?;
             let ours = || jobs.iter().filter(|job| self.jobs.contains(&job.job));
             if ours().count() < self.jobs.len() {
@@ -155,18 +166,40 @@ impl Mirrors {
             if !ours().all(|job| job.is_ready) {
                 continue;
             }
-            if !is_blocking {
-                // From here on the copy cannot fall behind: each write waits for the journal, which is near.
-                let schema = self.client.query_schema().await?;
-                for job in &self.jobs {
-                    self.client.make_write_blocking(&schema, job).await?;
-                }
+            let ready: Instant = *ready.get_or_insert_with(Instant::now);
+            // The copy itself has filled the journal, and no write of the guest has to wait for that. One that the line
+            // does not empty is the guest's doing.
+            let is_easy = progress.borrow().pressure == Pressure::None || ready.elapsed() > LINE_PATIENCE;
+            if !is_blocking && is_easy {
+                self.make_write_blocking().await?;
                 is_blocking = true;
             }
-            if progress.borrow().lag() <= LAG_MAX {
+            if is_blocking && progress.borrow().lag() <= LAG_MAX {
                 return Ok(());
             }
         }
+    }
+
+    /// From here on the copy cannot fall behind: each write waits for the journal, which is near. An old QEMU cannot do
+    /// that, and no write waits there.
+    async fn make_write_blocking(&mut self) -> Result<(), Error> {
+        let schema = self.client.query_schema().await?;
+        for job in &self.jobs {
+            if self.client.make_write_blocking(&schema, job).await? {
+                self.minder.on_write_blocking();
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the disks' own line is up.
+    pub fn is_connected(&self) -> bool {
+        self.minder.is_connected()
+    }
+
+    /// While memory goes as well, whose line is watched with that of the disks.
+    pub fn mind_the_journal(&mut self) -> Result<(), CalledOff> {
+        self.minder.mind_the_journal()
     }
 
     /// Resolves when the session can carry nothing more.
@@ -181,7 +214,8 @@ impl Mirrors {
     }
 
     /// The guest stands still: both sides of each mirror become alike, and QEMU's part is over.
-    pub async fn end(&self) -> Result<(), Error> {
+    pub async fn end(&mut self) -> Result<(), Error> {
+        self.minder.on_mirrors_ended();
         for job in &self.jobs {
             self.client.finish_mirror(job).await?;
         }
@@ -205,10 +239,14 @@ impl Mirrors {
     /// Until what was taken so far is on the target's disks; the guest writes on, and what it writes from here on does
     /// not matter. Mirrors are removed by [`tidy`].
     pub async fn seed(&mut self) -> Result<(), Error> {
-        let barrier = self.barrier();
-        tokio::select! {
-            failed = self.failed() => return Err(failed),
-            crossed = barrier => crossed.map_err(|_| Error::MirrorFailed)?,
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        let mut barrier = std::pin::pin!(self.barrier());
+        loop {
+            tokio::select! {
+                failed = self.failed() => return Err(failed),
+                crossed = &mut barrier => break crossed.map_err(|_| Error::MirrorFailed)?,
+                _ = look.tick() => self.minder.mind()?,
+            }
         }
         self.count();
         self.source.abort();

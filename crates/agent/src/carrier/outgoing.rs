@@ -22,7 +22,7 @@ use uuid::Uuid;
 use super::disks::{self, Mirrors};
 use super::{Carriers, Error, lock, store_bytes};
 use crate::hypervisor::{GuestError, Happened};
-use way::{Disks, Way};
+use way::Way;
 
 /// The socket that QEMU sends to, in the guest's directory.
 const SOCKET: &str = "out.sock";
@@ -63,6 +63,7 @@ pub struct Departure {
     pub seed: bool,
     /// Filled in on the way.
     pub disk_bytes: Arc<AtomicU64>,
+    pub disk_delay_ms: Arc<AtomicU64>,
 }
 
 /// Numbers of a stream under way.
@@ -76,6 +77,8 @@ pub struct Figures {
     pub queued_bytes: u64,
     /// Since the guest's CPUs stand still, and half a round trip: what the source knows of the pause.
     pub pause: Option<Duration>,
+    /// What each write of the guest to its disks waits for now, for the line is behind.
+    pub slowed: Option<Duration>,
 }
 
 /// Loading of device state and starting of CPUs at the target, measured at 20 to 50 ms.
@@ -109,6 +112,7 @@ struct Inner {
     link: watch::Receiver<link::Progress>,
     /// What the disks' session has sent.
     disk_bytes: Arc<AtomicU64>,
+    disk_delay_ms: Arc<AtomicU64>,
     /// Since when the guest's CPUs stand still.
     stopped: watch::Receiver<Option<Instant>>,
 }
@@ -123,12 +127,14 @@ impl Outgoing {
     pub fn figures(&self) -> Figures {
         let progress = *self.0.link.borrow();
         let half_round_trip = progress.round_trip.unwrap_or_default() / 2;
+        let delay = Duration::from_millis(self.0.disk_delay_ms.load(Ordering::Relaxed));
         Figures {
             wire_bytes: progress.wire_bytes + self.0.disk_bytes.load(Ordering::Relaxed),
             rate: progress.rate.unwrap_or(0),
             round_trip: progress.round_trip,
             queued_bytes: progress.queued_bytes,
             pause: self.0.stopped.borrow().map(|since| since.elapsed() + half_round_trip),
+            slowed: Some(delay).filter(|delay| !delay.is_zero()),
         }
     }
 
@@ -172,10 +178,11 @@ impl Carriers {
         let link = Link::dial(session, departure.to, dialer, options);
         let (stage, staged) = watch::channel(Stage::Going);
         let (calls, called) = mpsc::channel(4);
-        let (link_progress, disk_bytes) = (link.progress(), Arc::clone(&departure.disk_bytes));
+        let (disk_bytes, disk_delay_ms) =
+            (Arc::clone(&departure.disk_bytes), Arc::clone(&departure.disk_delay_ms));
         let (stops, stopped) = watch::channel(None);
         let former = self.part(departure.vm, &staged);
-        let inner = Inner { stage: staged, calls, link: link_progress, disk_bytes, stopped };
+        let inner = Inner { stage: staged, calls, link: link.progress(), disk_bytes, disk_delay_ms, stopped };
         let outgoing = Outgoing(Arc::new(inner));
         lock(&self.0.outgoing).insert(departure.vm, outgoing.clone());
         let carriers = self.clone();
@@ -226,23 +233,7 @@ async fn run(
             over = Stage::Seeded;
             Ok(())
         }
-        Ok(Some((source, mirrors))) => {
-            let events = departure.client.events();
-            let disks = if mirrors.is_some() { Disks::Mirrored } else { Disks::There };
-            let (link, is_tail_held) = (watched, false);
-            let way = Way {
-                departure: &departure,
-                source,
-                mirrors,
-                events,
-                disks,
-                is_tail_held,
-                link,
-                stage: &stage,
-                stops,
-            };
-            way.go(&mut called).await
-        }
+        Ok(Some(stream)) => Way::new(&departure, stream, watched, (&stage, stops)).go(&mut called).await,
         Err(why) => Err(why),
     };
     if let Err(why) = &ended {

@@ -243,6 +243,7 @@ impl Guest for QemuGuest {
             happened: self.happened.clone(),
             seed: outgoing.seed,
             disk_bytes: Arc::default(),
+            disk_delay_ms: Arc::default(),
         };
         Ok(self.carriers.send(departure).map(drop)?)
     }
@@ -313,6 +314,7 @@ impl Guest for QemuGuest {
                 .cpu_throttle_percentage
                 .and_then(|percent| u8::try_from(percent).ok())
                 .unwrap_or(0),
+            slowed: carried.and_then(|carried| carried.slowed).map(Span),
         };
         let downtime = match carried {
             Some(carried) => carried.pause.map(Span),

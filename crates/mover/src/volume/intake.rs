@@ -8,7 +8,6 @@ use bytes::Bytes;
 use tokio::sync::{Notify, watch};
 
 use super::journal::{Journal, Limits};
-use super::pressure::Pressure;
 use super::{Progress, Volume};
 
 #[derive(Debug)]
@@ -104,14 +103,14 @@ impl Intake {
     fn publish(&self, written: usize, zeroed: u64) {
         {
             let journal = self.journal();
-            let (used, most) = journal.usage();
+            let (used, _) = journal.usage();
             let oldest = journal.oldest();
             self.progress.send_modify(|progress| {
                 progress.written_bytes += written as u64;
                 progress.zeroed_bytes += zeroed;
                 progress.journal_bytes = used;
                 progress.spilled_bytes = journal.spilled_bytes();
-                progress.pressure = Pressure::at(used, most);
+                progress.pressure = journal.pressure();
                 progress.oldest_waiting = oldest;
             });
         }

@@ -15,6 +15,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use super::chunk::{CHUNK_BYTES, Place, SECTOR_BYTES, chunk_length};
+use super::pressure::Pressure;
 use super::ranges::Ranges;
 use store::{BLOCK_BYTES, Slot, Store};
 
@@ -143,7 +144,7 @@ impl Journal {
         if range.is_empty() {
             return true;
         }
-        if self.zeros.iter().map(Ranges::len).sum::<usize>() >= RANGES_MAX {
+        if self.has_most_ranges() {
             return false;
         }
         let touched = Place::of(volume, range.start)..=Place::of(volume, range.end - 1);
@@ -284,6 +285,22 @@ impl Journal {
     /// Bytes that are kept, taken or not, and how many may be.
     pub(super) fn usage(&self) -> (u64, u64) {
         self.store.usage()
+    }
+
+    fn has_most_ranges(&self) -> bool {
+        self.zeros.iter().map(Ranges::len).sum::<usize>() >= RANGES_MAX
+    }
+
+    /// What the next write meets.
+    pub(super) fn pressure(&self) -> Pressure {
+        let (used, most) = self.usage();
+        if self.store.is_refused() {
+            Pressure::NoSpace
+        } else if self.has_most_ranges() {
+            Pressure::Full
+        } else {
+            Pressure::at(used, most)
+        }
     }
 
     pub(super) fn spilled_bytes(&self) -> u64 {

@@ -18,6 +18,8 @@ pub enum Pressure {
     Slowing(Duration),
     /// It is answered when something else has left.
     Full,
+    /// The same, for another reason: the journal's file may grow, and the disk below it has no room.
+    NoSpace,
 }
 
 impl Pressure {
@@ -33,11 +35,13 @@ impl Pressure {
         if delay < Duration::from_millis(1) { Self::None } else { Self::Slowing(delay) }
     }
 
-    pub(super) fn delay(self) -> Duration {
+    /// How long one request is held back at least.
+    #[must_use]
+    pub fn delay(self) -> Duration {
         match self {
             Self::None => Duration::ZERO,
             Self::Slowing(delay) => delay,
-            Self::Full => DELAY_MAX,
+            Self::Full | Self::NoSpace => DELAY_MAX,
         }
     }
 }

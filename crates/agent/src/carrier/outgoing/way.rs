@@ -14,19 +14,16 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::super::Error;
 use super::super::disks::Mirrors;
+use super::super::patience::{CalledOff, LineWatch};
 use super::{Call, Called, Departure, Stage};
 use crate::hypervisor::Happened;
 
 const LOOK_EVERY: Duration = Duration::from_millis(250);
-/// A guest that stands still, with no line to the target, runs on at the source after this.
-const PAUSE_PATIENCE: Duration = Duration::from_millis(1500);
-/// A guest that runs waits this long for a line to come back; what has arrived by then is not lost on it.
-const LINE_PATIENCE: Duration = Duration::from_secs(3600);
 /// For the target's last word and the sealing of a checkpoint, when the copy here has ended.
 const FINISH_WITHIN: Duration = Duration::from_secs(120);
 
 /// Where the disks are that go with the guest.
-pub(super) enum Disks {
+enum Disks {
     /// Behind the guest by a little.
     Mirrored,
     /// The guest stands still; resolves when they are whole at the target.
@@ -53,22 +50,46 @@ async fn lost(mirrors: &mut Option<Mirrors>) -> Error {
 
 /// A stream that flows.
 pub(super) struct Way<'a> {
-    pub departure: &'a Departure,
-    pub source: Source,
-    pub mirrors: Option<Mirrors>,
-    pub events: Events,
-    pub disks: Disks,
-    pub is_tail_held: bool,
-    pub link: watch::Receiver<link::Progress>,
-    pub stage: &'a watch::Sender<Stage>,
+    departure: &'a Departure,
+    source: Source,
+    mirrors: Option<Mirrors>,
+    events: Events,
+    disks: Disks,
+    is_tail_held: bool,
+    link: watch::Receiver<link::Progress>,
+    stage: &'a watch::Sender<Stage>,
     /// Since when the guest's CPUs stand still.
-    pub stops: watch::Sender<Option<std::time::Instant>>,
+    stops: watch::Sender<Option<std::time::Instant>>,
+    line: LineWatch,
+    /// The guest waited for too long, and the stream is about to end.
+    called_off: Option<CalledOff>,
 }
 
-impl Way<'_> {
+impl<'a> Way<'a> {
+    pub fn new(
+        departure: &'a Departure,
+        (source, mirrors): (Source, Option<Mirrors>),
+        link: watch::Receiver<link::Progress>,
+        (stage, stops): (&'a watch::Sender<Stage>, watch::Sender<Option<std::time::Instant>>),
+    ) -> Self {
+        let disks = if mirrors.is_some() { Disks::Mirrored } else { Disks::There };
+        Self {
+            departure,
+            source,
+            mirrors,
+            events: departure.client.events(),
+            disks,
+            is_tail_held: false,
+            link,
+            stage,
+            stops,
+            line: LineWatch::new(Instant::now()),
+            called_off: None,
+        }
+    }
+
     pub async fn go(mut self, called: &mut Called) -> Result<(), String> {
         let mut look = tokio::time::interval(LOOK_EVERY);
-        let mut up = Instant::now();
         let mut is_finishing = None;
         loop {
             tokio::select! {
@@ -101,13 +122,10 @@ impl Way<'_> {
                     if let Some(mirrors) = &self.mirrors {
                         mirrors.count();
                     }
-                    if self.link.borrow().connected > 0 {
-                        up = Instant::now();
-                    }
                     if is_finishing.is_some_and(|since: Instant| since.elapsed() > FINISH_WITHIN) {
                         return Err("the target did not say its last word".to_owned());
                     }
-                    self.mind_the_line(up.elapsed()).await;
+                    self.mind().await;
                 }
             }
         }
@@ -139,7 +157,10 @@ impl Way<'_> {
                 }
             }
             Some(SourceEvent::Ended(Outcome::Committed | Outcome::Reclaimed)) => return Some(Ok(())),
-            Some(SourceEvent::Ended(Outcome::Aborted)) => return Some(Err("cancelled".to_owned())),
+            Some(SourceEvent::Ended(Outcome::Aborted)) => {
+                let why = self.called_off.map(|why| why.to_string());
+                return Some(Err(why.unwrap_or_else(|| "cancelled".to_owned())));
+            }
             Some(SourceEvent::Ended(Outcome::Failed(error))) => return Some(Err(error.to_string())),
             None => return Some(Err("the stream has ended".to_owned())),
         }
@@ -173,10 +194,11 @@ impl Way<'_> {
     /// The guest stands still and its images are still open: the mirrors end, and what is under way crosses beside the
     /// last of the memory.
     async fn end_mirrors(&mut self) -> Result<(), String> {
-        let Some(mirrors) = &self.mirrors else { return Ok(()) };
+        let client = &self.departure.client;
+        let Some(mirrors) = &mut self.mirrors else { return Ok(()) };
         let end = async {
             mirrors.end().await?;
-            Ok::<_, Error>(self.departure.client.migrate_continue().await?)
+            Ok::<_, Error>(client.migrate_continue().await?)
         };
         end.await.map_err(|error| error.explain())?;
         self.disks = Disks::Crossing(AbortOnDropHandle::new(tokio::spawn(mirrors.barrier())));
@@ -216,16 +238,34 @@ impl Way<'_> {
         }
     }
 
-    /// A guest never stands still for a line that is gone.
-    async fn mind_the_line(&mut self, down: Duration) {
-        let is_granted = *self.stage.borrow() == Stage::Granted;
-        if is_granted || down < PAUSE_PATIENCE {
+    /// Calls it off when the guest would wait too long for it.
+    async fn mind(&mut self) {
+        if *self.stage.borrow() == Stage::Granted || self.called_off.is_some() {
             return;
         }
-        let stands = self.departure.client.query_status().await.is_ok_and(|state| !state.is_running);
-        if stands || down > LINE_PATIENCE {
-            tracing::warn!(vm = %self.departure.vm, ?down, "no line to the target: the guest stays");
+        let journal = self.mirrors.as_mut().map_or(Ok(()), Mirrors::mind_the_journal);
+        let minded = match journal {
+            Ok(()) => self.mind_the_line().await,
+            full => full,
+        };
+        if let Err(why) = minded {
+            self.called_off = Some(why);
+            // One that has ended meanwhile says so itself.
             let _ = self.source.abort().await;
         }
+    }
+
+    /// That of the memory, and that of the disks while anything of them has to cross.
+    async fn mind_the_line(&mut self) -> Result<(), CalledOff> {
+        let has_disks_line =
+            matches!(self.disks, Disks::There) || self.mirrors.as_ref().is_none_or(Mirrors::is_connected);
+        let is_connected = self.link.borrow().connected > 0 && has_disks_line;
+        let now = Instant::now();
+        let stands = !is_connected && self.line.is_long_down(now) && self.stands().await;
+        self.line.on(now, is_connected, stands)
+    }
+
+    async fn stands(&self) -> bool {
+        self.departure.client.query_status().await.is_ok_and(|state| !state.is_running)
     }
 }

@@ -35,13 +35,16 @@ pub(super) struct Store {
     slabs: Vec<Box<[u8]>>,
     memory: Numbers,
     spill: Option<(File, Numbers)>,
+    /// The disk had no room for the last write, and nothing has left since.
+    is_refused: bool,
 }
 
 impl Store {
     pub(super) fn new(limits: &Limits) -> io::Result<Self> {
         let spill = limits.spill.as_ref().map(|spill| Ok((open(&spill.folder)?, Numbers::new(spill.bytes))));
         let memory = Numbers::new(limits.memory_bytes);
-        Ok(Self { slabs: Vec::new(), memory, spill: spill.transpose().map_err(|error: io::Error| error)? })
+        let spill = spill.transpose().map_err(|error: io::Error| error)?;
+        Ok(Self { slabs: Vec::new(), memory, spill, is_refused: false })
     }
 
     /// A slot with this content at `within`; `None` if there is no room now.
@@ -59,7 +62,7 @@ impl Store {
         let slot = Slot(number | 1 << 31);
         let is_written = self.write(slot, within, data);
         if !matches!(is_written, Ok(true)) {
-            self.free(slot);
+            self.give(slot);
         }
         Ok(is_written?.then_some(slot))
     }
@@ -69,8 +72,9 @@ impl Store {
         match self.place(slot) {
             Ok((slab, at)) => self.slabs[slab][at + within..at + within + data.len()].copy_from_slice(data),
             Err((file, at)) => match file.write_all_at(data, at + within as u64) {
-                Ok(()) => {}
+                Ok(()) => self.is_refused = false,
                 Err(error) if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
+                    self.is_refused = true;
                     return Ok(false);
                 }
                 Err(error) => return Err(error),
@@ -90,6 +94,11 @@ impl Store {
     }
 
     pub(super) fn free(&mut self, slot: Slot) {
+        self.is_refused = false;
+        self.give(slot);
+    }
+
+    fn give(&mut self, slot: Slot) {
         match (slot.0 >> 31, &mut self.spill) {
             (1, Some((file, numbers))) => {
                 numbers.give(slot.0 & !(1 << 31));
@@ -112,6 +121,11 @@ impl Store {
         let spill = self.spill.as_ref().map_or((0, 0), |(_, numbers)| (numbers.used, numbers.most));
         let bytes = |blocks: u32| u64::from(blocks) * BLOCK_BYTES as u64;
         (bytes(self.memory.used) + bytes(spill.0), bytes(self.memory.most) + bytes(spill.1))
+    }
+
+    /// Whether it is the disk that has no room, rather than the bounds.
+    pub(super) fn is_refused(&self) -> bool {
+        self.is_refused
     }
 
     pub(super) fn spilled_bytes(&self) -> u64 {
@@ -191,6 +205,17 @@ fn open(folder: &Path) -> io::Result<File> {
 }
 
 #[cfg(test)]
+impl Store {
+    /// With no memory, and on a disk where every write says that there is no space.
+    pub(super) fn refusing() -> Self {
+        let mut store = Self::new(&Limits { memory_bytes: 0, spill: None }).unwrap();
+        let full = OpenOptions::new().read(true).write(true).open("/dev/full").unwrap();
+        store.spill = Some((full, Numbers::new(1 << 20)));
+        store
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -219,11 +244,16 @@ mod tests {
 
     #[test]
     fn a_full_disk_is_no_room_and_no_error() {
-        let mut store = Store::new(&Limits { memory_bytes: 0, spill: None }).unwrap();
-        // Every write to it says that there is no space.
-        let full = OpenOptions::new().read(true).write(true).open("/dev/full").unwrap();
-        store.spill = Some((full, Numbers::new(1 << 20)));
+        let mut store = Store::refusing();
+        assert!(!store.is_refused());
         assert_eq!(store.put(0, &[1; 512]).unwrap(), None);
         assert_eq!(store.usage().0, 0);
+        assert!(store.is_refused());
+        // What leaves makes room in memory at least.
+        store.memory = Numbers::new(BLOCK_BYTES as u64);
+        let slot = store.put(0, &[1; 512]).unwrap().unwrap();
+        assert_eq!(store.put(0, &[1; 512]).unwrap(), None);
+        store.free(slot);
+        assert!(!store.is_refused());
     }
 }

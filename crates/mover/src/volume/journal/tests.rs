@@ -154,3 +154,29 @@ fn a_chunk_is_whole_when_every_sector_was_written_also_at_the_end_of_a_volume() 
     let whole: Vec<bool> = taken.chunks.iter().map(|chunk| journal.is_whole(chunk)).collect();
     assert_eq!(whole, [true, false, true]);
 }
+
+#[test]
+fn the_pressure_is_what_the_next_write_meets() {
+    let now = Instant::now();
+    let small = Limits { memory_bytes: 8 * BLOCK_BYTES as u64, spill: None };
+    let mut journal = Journal::new(&[SIZE], &small).unwrap();
+    assert_eq!(journal.pressure(), Pressure::None);
+    assert_eq!(journal.write(0, 0, &[1; 9 * BLOCK_BYTES], now).unwrap(), 8 * BLOCK_BYTES);
+    assert_eq!(journal.pressure(), Pressure::Full);
+    journal.store = Store::refusing();
+    journal.entries.clear();
+    assert_eq!(journal.write(0, 0, &[1; SECTOR], now).unwrap(), 0);
+    assert_eq!(journal.pressure(), Pressure::NoSpace);
+}
+
+#[test]
+fn a_journal_with_too_many_ranges_is_full_whatever_room_it_has() {
+    let now = Instant::now();
+    let mut journal = Journal::new(&[RANGES_MAX as u64 * 2 * SECTOR_BYTES], &ROOM).unwrap();
+    for range in 0..RANGES_MAX as u64 {
+        assert_eq!(journal.pressure(), Pressure::None);
+        let start = range * 2 * SECTOR_BYTES;
+        assert!(journal.zero(0, start..start + SECTOR_BYTES, now));
+    }
+    assert_eq!(journal.pressure(), Pressure::Full);
+}
