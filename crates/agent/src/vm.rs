@@ -153,6 +153,8 @@ pub struct Vm<H: Hypervisor, R: Resources> {
     /// After so long a guest that was moved here answered; not noted yet.
     answered: Option<Duration>,
     is_cancelling: bool,
+    /// Why, when nobody had ordered it.
+    given_up: Option<migrate::Hopeless>,
     reported: Option<VmReport>,
     is_forgotten: bool,
 }
@@ -181,6 +183,7 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
             echo: echo::Echo::default(),
             answered: None,
             is_cancelling: false,
+            given_up: None,
             reported: None,
             is_forgotten: false,
         }
@@ -278,6 +281,7 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
             press: is_over(self.timers.pressed, PRESS_EVERY),
             retry_io: is_over(self.timers.ran, RETRY_IO_EVERY),
             is_stalled: self.sender.as_ref().is_some_and(migrate::Watcher::is_stalled),
+            hopeless: self.given_up.or_else(|| self.sender.as_ref().and_then(migrate::Watcher::hopeless)),
             is_cancelling: self.is_cancelling,
             is_overdue: self.timers.owned.is_some_and(|since| since.elapsed() >= LOAD_PATIENCE),
         }
@@ -335,8 +339,8 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
                 self.timers.pressed = now;
             }
             Step::Run => self.timers.ran = now,
-            Step::CancelSend => self.is_cancelling = true,
-            Step::Send => self.is_cancelling = false,
+            Step::CancelSend => (self.given_up, self.is_cancelling) = (self.due().hopeless, true),
+            Step::Send => (self.given_up, self.is_cancelling) = (None, false),
             Step::Relent | Step::Start | Step::Receive => self.timers.asked = None,
             _ => {}
         }

@@ -25,6 +25,14 @@ pub struct Forecast {
     pub basis: String,
 }
 
+/// A pause that is enough, in two digits at the most: nobody knows it more exactly before the end.
+#[must_use]
+pub fn enough(pause: Span) -> Span {
+    let ms = pause.as_millis().saturating_add(1);
+    let step = 10u64.pow(ms.ilog10().saturating_sub(1));
+    Span::from_millis(ms.div_ceil(step).saturating_mul(step))
+}
+
 /// How much of what a forecast rests on was measured.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -89,4 +97,16 @@ pub struct Written {
     /// In distinct pages.
     #[schema(value_type = String)]
     pub bytes: Bytes,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn enough_is_more_than_the_pause_and_has_two_digits() {
+        for (ms, expected) in [(0, 1), (9, 10), (300, 310), (1234, 1300), (2096, 2100), (99_900, 100_000)] {
+            assert_eq!(enough(Span::from_millis(ms)), Span::from_millis(expected), "{ms} ms");
+        }
+    }
 }

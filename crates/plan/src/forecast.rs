@@ -13,7 +13,7 @@
 use std::time::Duration;
 
 use sterna_base::units::{Bytes, Span};
-use sterna_model::forecast::{Confidence, Forecast, LoadSample, Verdict, Written};
+use sterna_model::forecast::{Confidence, Forecast, LoadSample, Verdict, Written, enough};
 
 pub mod line;
 pub mod past;
@@ -29,8 +29,8 @@ const LOAD: Duration = Duration::from_millis(5);
 const CONT: Duration = Duration::from_millis(5);
 /// Device state and its description, measured at 78 KB for a q35 machine.
 const DEVICE_STATE: f64 = 80_000.0;
-/// QEMU's throttle takes at most this share of the guest's CPU time away.
-const THROTTLE_MAX: f64 = 0.99;
+/// The throttle takes at most this share of the guest's CPU time away: the agent allows QEMU no more.
+const THROTTLE_MAX: f64 = 0.80;
 const ROUNDS_MAX: usize = 200;
 /// A last pass of more than this share of all that a pass can have is no convergence.
 const WHOLE: f64 = 0.9;
@@ -147,7 +147,7 @@ fn steady(guest: &Guest, line: &Line) -> (Verdict, Run) {
 /// What would help.
 fn advice(verdict: Verdict, guest: &Guest, line: &Line) -> String {
     let (unthrottled, run) = steady(guest, line);
-    let enough = rounded_up(pause(line, &run));
+    let enough = enough(whole_ms(pause(line, &run)));
     let allow = format!("allow a pause of {enough}");
     let is_in_reach = unthrottled == Verdict::NeedsLongerPause;
     match verdict {
@@ -163,13 +163,6 @@ fn advice(verdict: Verdict, guest: &Guest, line: &Line) -> String {
             "move it when it writes less or over a faster line, or stop it for the move".to_owned()
         }
     }
-}
-
-/// Two digits at the most: a forecast is no more exact than that.
-fn rounded_up(pause: Duration) -> Span {
-    let ms = whole_ms(pause).as_millis().saturating_add(1);
-    let step = 10u64.pow(ms.ilog10().saturating_sub(1));
-    Span::from_millis(ms.div_ceil(step) * step)
 }
 
 fn confidence(load: &LoadSample, line: &Line) -> Confidence {

@@ -13,6 +13,7 @@ use sterna_model::migration::SideState;
 use sterna_model::vm::{Exit, Power};
 use sterna_wire::assignment::{Outgoing, Owner, Role, VmAssignment};
 
+use super::migrate::Hopeless;
 use super::power;
 use super::record::{Cause, Notes, Seen, Title};
 use crate::hypervisor::{Pause, Run, Transfer, View};
@@ -63,6 +64,8 @@ pub struct Due {
     pub retry_io: bool,
     /// The transfer has made no progress for too long.
     pub is_stalled: bool,
+    /// The transfer gets no nearer to its end; also why it was given up, until the next one begins.
+    pub hopeless: Option<Hopeless>,
     /// The transfer was already asked to give up.
     pub is_cancelling: bool,
     /// This host owns a guest whose memory should have been here long ago.
@@ -143,16 +146,24 @@ fn in_flight(known: Known<'_>) -> Option<Step> {
         (SideState::Sending, Transfer::Completed | Transfer::Held) => Some(Step::HandOver),
         (SideState::Kept { .. }, Transfer::Held) => Some(Step::Thaw),
         (SideState::Sending, Transfer::Seeded) => Some(Step::EndSeed),
-        (SideState::Sending, Transfer::Failed { why }) => Some(Step::Keep { why: why.clone() }),
-        (SideState::Sending, Transfer::Cancelled) => Some(Step::Keep { why: "cancelled".to_owned() }),
+        (SideState::Sending, Transfer::Failed { why }) => Some(Step::Keep { why: reason(known.due, why) }),
+        (SideState::Sending, Transfer::Cancelled) => Some(Step::Keep { why: reason(known.due, "cancelled") }),
         // This agent's predecessor died between writing it down and doing it.
         (SideState::Sending, Transfer::None) => Some(Step::Keep { why: "never began".to_owned() }),
-        (SideState::Sending, Transfer::Going) if known.due.is_stalled && !known.due.is_cancelling => {
-            Some(Step::CancelSend)
-        }
+        (SideState::Sending, Transfer::Going) if is_to_give_up(known.due) => Some(Step::CancelSend),
         (SideState::Listening { .. }, Transfer::Completed) => Some(Step::MarkLoaded),
         _ => None,
     }
+}
+
+fn is_to_give_up(due: Due) -> bool {
+    (due.is_stalled || due.hopeless.is_some()) && !due.is_cancelling
+}
+
+/// What was said of a transfer that ended by order tells less than what the order was for.
+fn reason(due: Due, said: &str) -> String {
+    let hopeless = due.hopeless.filter(|_| due.is_cancelling);
+    hopeless.map_or_else(|| said.to_owned(), |hopeless| hopeless.to_string())
 }
 
 fn release(known: Known<'_>, epoch: u64) -> Step {

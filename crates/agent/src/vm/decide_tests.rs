@@ -348,6 +348,32 @@ fn a_transfer_is_cancelled_while_it_goes_and_only_then() {
 }
 
 #[test]
+fn a_transfer_that_gets_no_nearer_to_its_end_is_given_up_and_says_what_would_do() {
+    let hopeless = Hopeless {
+        allowed: Span::from_millis(300),
+        left: Bytes::mib(40),
+        rate: Bytes::mib(2),
+        pause: Span::from_secs(23),
+    };
+    let (due, sending) =
+        (Due { hopeless: Some(hopeless), ..Due::default() }, with(as_owner(5), "m", SideState::Sending));
+    let asked = Due { is_cancelling: true, ..due };
+    let (order, going) = (sends(5, "m", false), alive(Run::Running, Transfer::Going));
+    assert_eq!(step_due(&order, &going, &sending, &saw(5), due), Step::CancelSend);
+    assert_eq!(step_due(&order, &going, &sending, &saw(5), asked), Step::Wait);
+    // Straight, QEMU says so; through the mover, the mover does.
+    for said in [Transfer::Cancelled, Transfer::Failed { why: "cancelled".into() }] {
+        let ended = alive(Run::Running, said);
+        let why = hopeless.to_string();
+        assert_eq!(step_due(&order, &ended, &sending, &saw(5), asked), Step::Keep { why });
+    }
+    // It failed by itself before anybody asked it to end.
+    let failed = alive(Run::Running, Transfer::Failed { why: "broken pipe".into() });
+    let why = "broken pipe".to_owned();
+    assert_eq!(step_due(&order, &failed, &sending, &saw(5), due), Step::Keep { why });
+}
+
+#[test]
 fn a_guest_that_shuts_down_is_not_moved() {
     let notes = as_owner(5).map(|notes| Notes { ending: Some(Cause::Asked), ..notes });
     let why = "the guest is shutting down".to_owned();

@@ -12,20 +12,14 @@
 //! with a higher epoch does.
 
 use std::net::IpAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use sterna_base::units::{Bytes, Span};
+use sterna_base::units::Span;
 use sterna_model::meta::Name;
 use sterna_model::migration::{MigrationReport, Outcome, SideState};
 use sterna_model::vm::Power;
-use sterna_wire::assignment::{Carry, Outgoing, Owner};
-use sterna_wire::up::{Samples, Up};
-use tokio::task::JoinHandle;
-use tokio::time::Instant;
+use sterna_wire::assignment::{Carry, Owner};
 
-use super::Reports;
 use super::decide::Order;
 use super::record::{Seen, Title};
 use super::steps::{self, Done, Found, Stop, Work};
@@ -33,16 +27,15 @@ use crate::hypervisor::{
     Figures, Guest, GuestError, Hypervisor, Limits, Listening, Pause, Run, Transfer, View,
 };
 use crate::resources::Resources;
+pub(super) use passes::Hopeless;
+use watcher::Ladder;
+pub(super) use watcher::Watcher;
+
+mod passes;
+mod watcher;
 
 /// How long a completed source waits for the line to the server before it takes the guest back.
 const LINE_PATIENCE: Duration = Duration::from_secs(1);
-/// A transfer that moves no byte for this long is given up. There is no limit on its total time.
-const STALL: Duration = Duration::from_secs(30);
-/// The part of the allowed pause that is tried first, and for how long after the first pass.
-const SHORT_SHARE: u64 = 3;
-const SHORT_PATIENCE: Duration = Duration::from_secs(1);
-/// Of progress.
-const SAMPLE_EVERY: Duration = Duration::from_millis(250);
 
 impl<H: Hypervisor, R: Resources> Work<H, R> {
     pub(super) async fn listen(
@@ -286,111 +279,5 @@ fn outcome_of(figures: &Figures) -> Outcome {
         gap: None,
         bytes: figures.progress.sent,
         rounds: figures.progress.rounds,
-    }
-}
-
-/// Watches a transfer from the side: tells its progress, and notices when there is none.
-pub(super) struct Watcher {
-    task: JoinHandle<()>,
-    is_stalled: Arc<AtomicBool>,
-}
-
-impl Watcher {
-    /// `outgoing`: `None` while there is no order; the limits stay as they are.
-    pub fn start<G: Guest>(
-        migration: Name,
-        guest: G,
-        reports: Arc<dyn Reports>,
-        outgoing: Option<Outgoing>,
-    ) -> Self {
-        let max_downtime = outgoing.as_ref().map(|outgoing| outgoing.max_downtime);
-        // The mover itself knows how long a line may be gone.
-        let is_carried = outgoing.is_some_and(|outgoing| outgoing.carry.is_some());
-        let is_stalled = Arc::new(AtomicBool::new(false));
-        let flag = Arc::clone(&is_stalled);
-        let task = tokio::spawn(async move {
-            let mut every = tokio::time::interval(SAMPLE_EVERY);
-            let mut moved = (Bytes::default(), Instant::now());
-            let mut ladder = Ladder::default();
-            loop {
-                every.tick().await;
-                let Ok(mut figures) = guest.figures().await else { continue };
-                if figures.progress.sent != moved.0 {
-                    moved = (figures.progress.sent, Instant::now());
-                }
-                flag.store(!is_carried && moved.1.elapsed() >= STALL, Ordering::Relaxed);
-                if let Some(max_downtime) =
-                    max_downtime.filter(|_| ladder.climbs(figures.progress.rounds, Instant::now()))
-                {
-                    // Not taken is tried again with the next sample.
-                    ladder.is_climbed = guest.limit(Limits { max_downtime }).await.is_ok();
-                }
-                figures.progress.eta = eta(&figures);
-                let migrations = [(migration.clone(), figures.progress)].into();
-                reports.report(Up::Samples(Samples { migrations, ..Samples::default() }));
-            }
-        });
-        Self { task, is_stalled }
-    }
-
-    pub fn is_stalled(&self) -> bool {
-        self.is_stalled.load(Ordering::Relaxed)
-    }
-}
-
-impl Drop for Watcher {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-/// How long the guest may stand still at the end. QEMU hands over as soon as what remains fits the limit, so a short one
-/// is tried first, for a moment: one more pass is cheaper than a longer pause.
-#[derive(Default)]
-struct Ladder {
-    /// When the first pass was seen to be over.
-    first_pass: Option<Instant>,
-    is_climbed: bool,
-}
-
-impl Ladder {
-    fn first(max_downtime: Span) -> Span {
-        Span::from_millis((max_downtime.as_millis() / SHORT_SHARE).max(1))
-    }
-
-    /// Whether it is time for the whole of what the user allows.
-    fn climbs(&mut self, rounds: u64, now: Instant) -> bool {
-        // QEMU counts a pass when it begins.
-        if rounds >= 2 {
-            self.first_pass.get_or_insert(now);
-        }
-        !self.is_climbed && self.first_pass.is_some_and(|at| now >= at + SHORT_PATIENCE)
-    }
-}
-
-/// What remains, at the rate by which sending outruns the guest's writing. `None`: it does not.
-fn eta(figures: &Figures) -> Option<Span> {
-    let progress = &figures.progress;
-    let gain =
-        progress.send_rate.as_u64().checked_sub(progress.dirty_rate.as_u64()).filter(|gain| *gain > 0)?;
-    Some(Span::from_millis(progress.remaining.as_u64().saturating_mul(1000) / gain))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_whole_pause_is_allowed_only_after_a_short_one_was_tried() {
-        assert_eq!(Ladder::first(Span::from_millis(300)), Span::from_millis(100));
-        assert_eq!(Ladder::first(Span::from_millis(1)), Span::from_millis(1));
-        let (mut ladder, now) = (Ladder::default(), Instant::now());
-        let later = now + Duration::from_secs(60);
-        assert!(!ladder.climbs(1, now));
-        assert!(!ladder.climbs(1, later), "the first pass may take as long as it takes");
-        assert!(!ladder.climbs(2, later));
-        assert!(ladder.climbs(3, later + SHORT_PATIENCE));
-        ladder.is_climbed = true;
-        assert!(!ladder.climbs(3, later + SHORT_PATIENCE));
     }
 }

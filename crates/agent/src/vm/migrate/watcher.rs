@@ -1,0 +1,169 @@
+//! Watches a transfer from the side: tells its progress, allows the whole pause, and notices when it leads nowhere.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use sterna_base::units::{Bytes, Span};
+use sterna_model::meta::Name;
+use sterna_wire::assignment::Outgoing;
+use sterna_wire::up::{Samples, Up};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use super::super::Reports;
+use super::passes::{Hopeless, Passes};
+use crate::hypervisor::{Figures, Guest, Limits};
+
+/// A transfer that moves no byte for this long is given up. There is no limit on its total time.
+const STALL: Duration = Duration::from_secs(30);
+/// The part of the allowed pause that is tried first, and for how long after the first pass.
+const SHORT_SHARE: u64 = 3;
+const SHORT_PATIENCE: Duration = Duration::from_secs(1);
+/// Of progress.
+const SAMPLE_EVERY: Duration = Duration::from_millis(250);
+
+/// Why a transfer should be given up, if it should.
+#[derive(Debug, Clone, Copy, Default)]
+struct Verdict {
+    is_stalled: bool,
+    hopeless: Option<Hopeless>,
+}
+
+pub struct Watcher {
+    task: JoinHandle<()>,
+    verdict: Arc<Mutex<Verdict>>,
+}
+
+impl Watcher {
+    /// `outgoing`: `None` while there is no order; the limits stay as they are.
+    pub fn start<G: Guest>(
+        migration: Name,
+        guest: G,
+        reports: Arc<dyn Reports>,
+        outgoing: Option<Outgoing>,
+    ) -> Self {
+        let verdict = Arc::<Mutex<Verdict>>::default();
+        let told = Arc::clone(&verdict);
+        let mut watch = Watch {
+            max_downtime: outgoing.as_ref().map(|outgoing| outgoing.max_downtime),
+            // The mover itself knows how long a line may be gone.
+            is_carried: outgoing.is_some_and(|outgoing| outgoing.carry.is_some()),
+            moved: (Bytes::default(), Instant::now()),
+            ladder: Ladder::default(),
+            passes: Passes::default(),
+        };
+        let task = tokio::spawn(async move {
+            let mut every = tokio::time::interval(SAMPLE_EVERY);
+            loop {
+                every.tick().await;
+                let Ok(mut figures) = guest.figures().await else { continue };
+                *told.lock().unwrap_or_else(PoisonError::into_inner) = watch.judge(&figures);
+                watch.climb(&guest, &figures).await;
+                figures.progress.eta = eta(&figures);
+                let migrations = [(migration.clone(), figures.progress)].into();
+                reports.report(Up::Samples(Samples { migrations, ..Samples::default() }));
+            }
+        });
+        Self { task, verdict }
+    }
+
+    fn verdict(&self) -> Verdict {
+        *self.verdict.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn is_stalled(&self) -> bool {
+        self.verdict().is_stalled
+    }
+
+    /// It would never end as it is.
+    pub fn hopeless(&self) -> Option<Hopeless> {
+        self.verdict().hopeless
+    }
+}
+
+/// What was seen of one transfer.
+struct Watch {
+    max_downtime: Option<Span>,
+    is_carried: bool,
+    /// What had been sent, and since when.
+    moved: (Bytes, Instant),
+    ladder: Ladder,
+    passes: Passes,
+}
+
+impl Watch {
+    fn judge(&mut self, figures: &Figures) -> Verdict {
+        let (progress, now) = (&figures.progress, Instant::now());
+        if progress.sent != self.moved.0 {
+            self.moved = (progress.sent, now);
+        }
+        let is_stalled = !self.is_carried && now - self.moved.1 >= STALL;
+        let hopeless = self.max_downtime.and_then(|allowed| self.passes.judge(progress, allowed, now));
+        Verdict { is_stalled, hopeless }
+    }
+
+    async fn climb<G: Guest>(&mut self, guest: &G, figures: &Figures) {
+        let Some(max_downtime) = self.max_downtime else { return };
+        if self.ladder.climbs(figures.progress.rounds, Instant::now()) {
+            // Not taken is tried again with the next sample.
+            self.ladder.is_climbed = guest.limit(Limits { max_downtime }).await.is_ok();
+        }
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// How long the guest may stand still at the end. QEMU hands over as soon as what remains fits the limit, so a short one
+/// is tried first, for a moment: one more pass is cheaper than a longer pause.
+#[derive(Default)]
+pub struct Ladder {
+    /// When the first pass was seen to be over.
+    first_pass: Option<Instant>,
+    is_climbed: bool,
+}
+
+impl Ladder {
+    pub fn first(max_downtime: Span) -> Span {
+        Span::from_millis((max_downtime.as_millis() / SHORT_SHARE).max(1))
+    }
+
+    /// Whether it is time for the whole of what the user allows.
+    fn climbs(&mut self, rounds: u64, now: Instant) -> bool {
+        // QEMU counts a pass when it begins.
+        if rounds >= 2 {
+            self.first_pass.get_or_insert(now);
+        }
+        !self.is_climbed && self.first_pass.is_some_and(|at| now >= at + SHORT_PATIENCE)
+    }
+}
+
+/// What remains, at the rate by which sending outruns the guest's writing. `None`: it does not.
+fn eta(figures: &Figures) -> Option<Span> {
+    let progress = &figures.progress;
+    let gain =
+        progress.send_rate.as_u64().checked_sub(progress.dirty_rate.as_u64()).filter(|gain| *gain > 0)?;
+    Some(Span::from_millis(progress.remaining.as_u64().saturating_mul(1000) / gain))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_whole_pause_is_allowed_only_after_a_short_one_was_tried() {
+        assert_eq!(Ladder::first(Span::from_millis(300)), Span::from_millis(100));
+        assert_eq!(Ladder::first(Span::from_millis(1)), Span::from_millis(1));
+        let (mut ladder, now) = (Ladder::default(), Instant::now());
+        let later = now + Duration::from_secs(60);
+        assert!(!ladder.climbs(1, now));
+        assert!(!ladder.climbs(1, later), "the first pass may take as long as it takes");
+        assert!(!ladder.climbs(2, later));
+        assert!(ladder.climbs(3, later + SHORT_PATIENCE));
+        ladder.is_climbed = true;
+        assert!(!ladder.climbs(3, later + SHORT_PATIENCE));
+    }
+}
