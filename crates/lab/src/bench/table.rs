@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use anyhow::Context;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// Exit code when a bar does not hold.
 pub const MISSED: u8 = 3;
@@ -13,6 +13,8 @@ pub const MISSED: u8 = 3;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Figure {
     pub name: String,
+    /// What could not be measured is not a number; in JSON it is `null`.
+    #[serde(deserialize_with = "number")]
     pub value: f64,
     pub unit: String,
     /// The bar, in `unit`; absent: printed for information.
@@ -21,21 +23,38 @@ pub struct Figure {
     pub holds: Option<bool>,
     /// What the baseline measured, in `unit`.
     pub baseline: Option<f64>,
+    /// Under which it was measured, where that is not the same for a whole table.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conditions: Option<String>,
+}
+
+/// JSON has no word for what is not a number.
+fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }
 
 /// Which side of a number is good.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Bar {
-    AtMost(f64),
-    AtLeast(f64),
+    AtMost(#[serde(deserialize_with = "number")] f64),
+    AtLeast(#[serde(deserialize_with = "number")] f64),
 }
 
 impl Bar {
+    /// Only numbers can be compared.
     fn holds(self, value: f64) -> bool {
+        self.limit().is_finite()
+            && value.is_finite()
+            && match self {
+                Bar::AtMost(bar) => value <= bar,
+                Bar::AtLeast(bar) => value >= bar,
+            }
+    }
+
+    fn limit(self) -> f64 {
         match self {
-            Bar::AtMost(bar) => value <= bar,
-            Bar::AtLeast(bar) => value >= bar,
+            Bar::AtMost(bar) | Bar::AtLeast(bar) => bar,
         }
     }
 
@@ -61,9 +80,12 @@ impl Table {
         self.notes.push(text.into());
     }
 
-    /// A figure with a bar.
+    /// A figure with a bar. Where one of both is not a number, it does not hold, and a note says so.
     pub fn bar(&mut self, name: &str, value: f64, unit: &str, bar: Bar, baseline: Option<f64>) {
         let holds = Some(bar.holds(value));
+        if !bar.limit().is_finite() {
+            self.note(format!("{name}: the bar itself could not be measured"));
+        }
         self.push(name, value, unit, Some(bar), holds, baseline);
     }
 
@@ -86,8 +108,14 @@ impl Table {
         holds: Option<bool>,
         baseline: Option<f64>,
     ) {
+        if !value.is_finite() {
+            self.note(format!("{name}: not measured"));
+        }
         let (name, unit) = (name.to_owned(), unit.to_owned());
-        self.figures.push(Figure { name, value, unit, bar, holds, baseline });
+        // Infinity has no place in JSON either.
+        let value = if value.is_finite() { value } else { f64::NAN };
+        let baseline = baseline.filter(|baseline| baseline.is_finite());
+        self.figures.push(Figure { name, value, unit, bar, holds, baseline, conditions: None });
     }
 
     #[must_use]
@@ -134,6 +162,9 @@ impl Table {
 
 /// Three significant decimals at most: these machines are too noisy for more.
 fn short(value: f64) -> String {
+    if !value.is_finite() {
+        return "-".to_owned();
+    }
     let decimals = if value.abs() >= 100.0 {
         0
     } else if value.abs() >= 10.0 {
@@ -181,5 +212,32 @@ mod tests {
         table.bar("missed", f64::NAN, "ms", Bar::AtMost(1.0), None);
         assert!(!table.all_hold(), "what could not be measured does not hold");
         assert!(table.render().contains("NO"));
+    }
+
+    #[test]
+    fn what_could_not_be_measured_misses_its_bar_with_a_note_and_comes_back_from_a_file() {
+        let mut table = Table::default();
+        for value in [f64::NAN, f64::INFINITY] {
+            table.bar("speed", value, "MB/s", Bar::AtLeast(1.0), Some(value));
+        }
+        table.bar("gap", 1.0, "ms", Bar::AtMost(f64::NAN), None);
+        table.info("pause", f64::NAN, "ms", None);
+        assert_eq!(table.notes.iter().filter(|note| note.contains("measured")).count(), 4);
+        let holds = |figures: &[Figure]| figures.iter().map(|figure| figure.holds).collect::<Vec<_>>();
+        let expected = [Some(false), Some(false), Some(false), None];
+        assert_eq!(holds(&table.figures), expected);
+        let text = serde_json::to_string(&table.figures).unwrap();
+        let again: Vec<Figure> = serde_json::from_str(&text).unwrap();
+        assert_eq!(holds(&again), expected);
+        assert!(again[0].value.is_nan() && again[0].baseline.is_none());
+        assert!(!again[2].bar.unwrap().holds(0.0));
+    }
+
+    #[test]
+    fn a_figure_of_an_older_bench_is_read() {
+        let old =
+            r#"{"name":"gap","value":null,"unit":"ms","bar":{"at-most":null},"holds":false,"baseline":null}"#;
+        let figure: Figure = serde_json::from_str(old).unwrap();
+        assert!(figure.value.is_nan() && figure.conditions.is_none());
     }
 }

@@ -41,7 +41,7 @@ use sterna_client::object::Filter;
 
 use self::kept::Kept;
 use self::rig::Rig;
-use super::table::Table;
+use super::table::{Figure, Table};
 use super::world::World;
 
 /// In the order in which they run.
@@ -91,7 +91,7 @@ impl Wish {
 pub async fn run(world: &World, wish: &Wish) -> Result<Table> {
     let mut kept = Kept::load(&wish.rows)?;
     let rig = Rig::set_up(world).await?;
-    let mut failures = Vec::new();
+    let (mut failures, conditions) = (Vec::new(), conditions(world).await?);
     for name in wish.wanted()? {
         if !wish.fresh && kept.row(name, wish.quick).is_some() {
             println!("row {name}: was finished");
@@ -104,7 +104,7 @@ pub async fn run(world: &World, wish: &Wish) -> Result<Table> {
         };
         match measured.await {
             Ok(table) => {
-                kept.put(name, wish.quick, table);
+                kept.put((name, wish.quick), table, &conditions);
                 kept.save(&wish.rows)?;
             }
             Err(error) => {
@@ -114,7 +114,7 @@ pub async fn run(world: &World, wish: &Wish) -> Result<Table> {
         }
     }
     rig.clear().await?;
-    let mut table = whole(&kept, wish, &conditions(world).await?)?;
+    let mut table = whole(&kept, wish)?;
     for (name, error) in failures {
         table.note(format!("row {name} failed: {error:#}"));
         table.failed(name);
@@ -143,13 +143,19 @@ async fn row(rig: &Rig<'_>, name: &str, repeats: usize) -> Result<Table> {
     }
 }
 
-/// Everything that is wanted, as far as it is finished.
-fn whole(kept: &Kept, wish: &Wish, conditions: &str) -> Result<Table> {
+/// Everything that is wanted, as far as it is finished, and under which conditions each row was.
+fn whole(kept: &Kept, wish: &Wish) -> Result<Table> {
     let mut table = Table::default();
-    table.note(conditions);
-    for row in wish.wanted()?.into_iter().filter_map(|name| kept.row(name, wish.quick)) {
+    let rows: Vec<_> = wish.wanted()?.into_iter().filter_map(|name| kept.row(name, wish.quick)).collect();
+    for alike in rows.chunk_by(|row, next| row.conditions() == next.conditions()) {
+        let names: Vec<_> = alike.iter().map(|row| row.name.as_str()).collect();
+        table.note(format!("{}: {}", names.join(", "), alike[0].conditions()));
+    }
+    for row in rows {
         table.notes.extend(row.notes.iter().cloned());
-        table.figures.extend(row.figures.iter().cloned());
+        let conditions = Some(row.conditions().to_owned());
+        let figures = row.figures.iter().cloned();
+        table.figures.extend(figures.map(|figure| Figure { conditions: conditions.clone(), ..figure }));
     }
     Ok(table)
 }
@@ -158,13 +164,26 @@ async fn conditions(world: &World) -> Result<String> {
     let hosts = world.user.client.hosts().list(&Filter::default()).await?;
     let report = hosts.into_iter().find_map(|host| host.report);
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    Ok(report.map_or_else(String::new, |report| {
-        let accel = format!("{:?}", report.accel).to_uppercase();
-        format!(
-            "QEMU {}, {accel}, {cores} cores for all hosts, guests, lines and movers",
-            report.qemu_version
-        )
-    }))
+    let sterna = format!("Sterna {}{}", env!("CARGO_PKG_VERSION"), source().await);
+    Ok(report.map_or_else(
+        || sterna.clone(),
+        |report| {
+            let accel = format!("{:?}", report.accel).to_uppercase();
+            format!(
+                "QEMU {}, {accel}, {cores} cores for all hosts, guests, lines and movers, {sterna}",
+                report.qemu_version
+            )
+        },
+    ))
+}
+
+/// The commit that `./dev` has just built this from, where somebody can tell: whoever runs this may not own the files.
+async fn source() -> String {
+    let words = ["-c", "safe.directory=*", "describe", "--always", "--dirty", "--abbrev=12"];
+    let output = tokio::process::Command::new("git").args(words).output().await;
+    let told = output.ok().filter(|output| output.status.success());
+    let commit = told.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
+    commit.filter(|commit| !commit.is_empty()).map_or_else(String::new, |commit| format!(" at {commit}"))
 }
 
 #[cfg(test)]
@@ -189,13 +208,28 @@ mod tests {
         for (name, quick) in [("return", false), ("case-r", false)] {
             let mut table = Table::default();
             table.bar(name, 1.0, "x", Bar::AtMost(1.0), None);
-            kept.put(name, quick, table);
+            kept.put((name, quick), table, "QEMU 10");
         }
         let names = |kept: &Kept| -> Vec<String> {
-            whole(kept, &wish(None), "").unwrap().figures.into_iter().map(|figure| figure.name).collect()
+            whole(kept, &wish(None)).unwrap().figures.into_iter().map(|figure| figure.name).collect()
         };
         assert_eq!(names(&kept), ["case-r", "return"]);
-        kept.put("case-r", true, Table::default());
+        kept.put(("case-r", true), Table::default(), "QEMU 10");
         assert_eq!(names(&kept), ["return"]);
+    }
+
+    #[test]
+    fn each_row_says_under_which_conditions_it_was_measured() {
+        let mut kept = Kept::default();
+        for (name, conditions) in [("case-r", "QEMU 10"), ("return", "QEMU 10"), ("outage", "QEMU 7")] {
+            let mut table = Table::default();
+            table.info(name, 1.0, "x", None);
+            kept.put((name, false), table, conditions);
+        }
+        kept.rows[2].conditions = None;
+        let table = whole(&kept, &wish(None)).unwrap();
+        assert_eq!(table.notes[0], "case-r, return: QEMU 10");
+        assert!(table.notes[1].starts_with("outage: under conditions"));
+        assert_eq!(table.figures[0].conditions.as_deref(), Some("QEMU 10"));
     }
 }

@@ -1,4 +1,6 @@
 //! Rows that are finished, in a file of their own: a run that was interrupted goes on after them.
+//!
+//! Each says under which conditions it was measured: those of the run that prints it may be others.
 
 use std::path::Path;
 
@@ -16,6 +18,16 @@ pub struct Row {
     pub quick: bool,
     pub figures: Vec<Figure>,
     pub notes: Vec<String>,
+    /// Absent in files of an older bench.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conditions: Option<String>,
+}
+
+impl Row {
+    #[must_use]
+    pub fn conditions(&self) -> &str {
+        self.conditions.as_deref().unwrap_or("under conditions that were not written down")
+    }
 }
 
 /// All that were, in the order in which they were finished.
@@ -43,10 +55,11 @@ impl Kept {
     }
 
     /// Puts it in the place of an earlier one.
-    pub fn put(&mut self, name: &str, quick: bool, table: Table) {
+    pub fn put(&mut self, (name, quick): (&str, bool), table: Table, conditions: &str) {
         self.rows.retain(|row| row.name != name);
         let (figures, notes) = (table.figures, table.notes);
-        self.rows.push(Row { name: name.to_owned(), quick, figures, notes });
+        let conditions = Some(conditions.to_owned());
+        self.rows.push(Row { name: name.to_owned(), quick, figures, notes, conditions });
     }
 
     pub fn save(&self, file: &Path) -> Result<()> {
@@ -74,10 +87,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("deep").join("wan.json");
         let mut kept = Kept::load(&file).unwrap();
-        kept.put("one", true, table(0.4));
+        kept.put(("one", true), table(0.4), "QEMU 10");
         kept.save(&file).unwrap();
         let kept = Kept::load(&file).unwrap();
         assert_eq!(kept.row("one", true).unwrap().figures[0].holds, Some(true));
+        assert_eq!(kept.row("one", true).unwrap().conditions(), "QEMU 10");
         assert_eq!(kept.row("one", false), None);
         assert_eq!(kept.row("two", true), None);
     }
@@ -85,10 +99,24 @@ mod tests {
     #[test]
     fn a_row_measured_again_replaces_the_first() {
         let mut kept = Kept::default();
-        kept.put("one", true, table(0.4));
-        kept.put("one", false, table(0.6));
+        kept.put(("one", true), table(0.4), "QEMU 7");
+        kept.put(("one", false), table(0.6), "QEMU 10");
         assert_eq!(kept.rows.len(), 1);
         assert_eq!(kept.row("one", true).unwrap().figures[0].holds, Some(false));
+    }
+
+    #[test]
+    fn a_file_of_an_older_bench_is_read_also_with_what_could_not_be_measured() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("wan.json");
+        let old = r#"{"rows":[{"name":"one","quick":false,"notes":[],"figures":[
+            {"name":"gap","value":null,"unit":"ms","bar":{"at-most":1.0},"holds":false,"baseline":null}]}]}"#;
+        std::fs::write(&file, old).unwrap();
+        let mut kept = Kept::load(&file).unwrap();
+        assert!(kept.row("one", false).unwrap().conditions().contains("not written down"));
+        kept.put(("two", false), table(f64::NAN), "QEMU 10");
+        kept.save(&file).unwrap();
+        assert_eq!(Kept::load(&file).unwrap().row("two", false).unwrap().figures[0].holds, Some(false));
     }
 
     #[test]
