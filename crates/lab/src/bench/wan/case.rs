@@ -128,18 +128,31 @@ fn compare(table: &mut Table, (what, name, bars): Compared<'_>, ours: &[Sample],
         ("gap", "ms", |s| s.gap_ms),
     ];
     for (index, (field, unit, of)) in fields.into_iter().enumerate() {
-        let (value, base) = (mid(ours, of), mid(base, of));
+        let (value, base) = (mid(ours, of), reached(table, (what, name, field), base, of));
         table.info(&format!("{what}: {field}, beside {name}"), value, unit, finite(base));
-        // Without a baseline there is no ratio: the note says why.
-        if !base.is_finite() {
-            continue;
-        }
         let (label, ratio) = (format!("{what}: {field} / {name}"), value / base);
         match bars {
             Some(bars) => table.bar(&label, ratio, "x", Bar::AtMost(bars[index]), Some(1.0)),
             None => table.info(&label, ratio, "x", Some(1.0)),
         }
     }
+}
+
+/// The baseline's own, or where too few of its moves were done for a median, that of those which were. None at all: not a
+/// number, so that no bar holds; a note says which it is.
+fn reached(table: &mut Table, (what, name, field): (&str, &str, &str), base: &[Sample], of: Field) -> f64 {
+    let all = mid(base, of);
+    if all.is_finite() {
+        return all;
+    }
+    let done: Vec<f64> = base.iter().filter(|sample| sample.is_done).map(of).collect();
+    let (count, all) = (done.len(), base.len());
+    let why = match count {
+        0 => "baseline not done: there is nothing to compare with, and no bar holds".to_owned(),
+        _ => format!("the baseline's is that of the {count} of {all} moves that were done"),
+    };
+    table.note(format!("{what}: {field} / {name}: {why}"));
+    median(&done)
 }
 
 /// What a move that was given up had sent and taken until then stands for what it would have.
@@ -170,5 +183,38 @@ pub fn tell(who: &str, number: usize, sample: Option<&Sample>) {
             number + 1,
             bytes / MB
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DONE: Sample = Sample { seconds: 10.0, gap_ms: 100.0, pause_ms: 90.0, bytes: 1e6, is_done: true };
+    const GIVEN_UP: Sample =
+        Sample { seconds: 150.0, gap_ms: f64::NAN, pause_ms: f64::NAN, bytes: 9e6, is_done: false };
+
+    /// Of the gap, which only a move that was done has.
+    fn compared(base: &[Sample]) -> (Table, Option<bool>) {
+        let mut table = Table::default();
+        compare(&mut table, ("R", "plain", Some([1.0; 3])), &[DONE], base);
+        let holds = table.figures.iter().find(|figure| figure.name == "R: gap / plain").unwrap().holds;
+        (table, holds)
+    }
+
+    #[test]
+    fn a_bar_beside_a_baseline_that_was_never_done_is_there_and_does_not_hold() {
+        let (table, holds) = compared(&[GIVEN_UP; 3]);
+        assert_eq!(holds, Some(false));
+        assert!(table.notes.iter().any(|note| note.contains("baseline not done")));
+    }
+
+    #[test]
+    fn a_baseline_that_was_done_too_seldom_is_compared_by_those_that_were() {
+        let (table, holds) = compared(&[GIVEN_UP, GIVEN_UP, DONE]);
+        assert_eq!(holds, Some(true));
+        assert!(table.notes.iter().any(|note| note.contains("1 of 3 moves that were done")));
+        let (table, _) = compared(&[DONE; 3]);
+        assert!(table.notes.is_empty());
     }
 }
