@@ -18,6 +18,8 @@ const SLOW: Path = Path { rtt_ms: 80, mbit_s: 16, loss: 0.0 };
 const LONG_AND_LOSSY: Path = Path { rtt_ms: 300, mbit_s: 20, loss: 0.001 };
 /// Of a fitted line's points.
 const RTTS_MS: [u64; 4] = [0, 100, 200, 300];
+/// Why the bar is where it is.
+const LEAST: &str = "gap by round trip: a client in the datacentre that is left cannot see a slope below 1 RTT (half of it for the end of the memory to get there, half for the answer to come back), one where the guest arrives can see 0; the bar of 0.7 is on the mean of both, neither alone is held to it";
 const IDLE: Load<'static> = &[];
 
 /// The line is cut in the middle of a move, beside a move that nothing disturbs.
@@ -86,9 +88,16 @@ pub async fn slow(rig: &Rig<'_>, repeats: usize) -> Result<Table> {
 
 /// How the gap of an idle guest grows with the round trip.
 ///
-/// It depends on where the client is. One in the datacentre that is left hears the guest again a whole round trip after
-/// it runs, plus the time in which its announcement comes; one in the datacentre where it arrives heard the last words
-/// from before half a round trip late. The bar is for both together, half of each; both are printed.
+/// It depends on where the client is:
+///
+/// ```text
+///  one behind   last answer at once ......... | the end of its memory goes there: 1/2 | its answer comes back: 1/2 |
+///  one ahead    last answer 1/2 late ........ | the end of its memory is there, and so is the answer
+/// ```
+///
+/// So no move whatever can have less than one round trip for a client in the datacentre that is left, nor need it have any
+/// for one in the datacentre where the guest arrives. A bar of 0.7 can only be meant for both together: it is on their mean,
+/// whose least is 0.5. Both slopes are printed beside their least, and the worse of both once more.
 pub async fn rtt(rig: &Rig<'_>, repeats: usize) -> Result<Table> {
     let (mut near, mut far) = (Vec::new(), Vec::new());
     let (mut pause, mut plain) = (Vec::new(), Vec::new());
@@ -108,21 +117,31 @@ pub async fn rtt(rig: &Rig<'_>, repeats: usize) -> Result<Table> {
         pause.push(median(&sides[..2].concat().iter().map(|s| s.pause_ms).collect::<Vec<_>>()));
         plain.push(mid(&sides[2], |s| s.gap_ms));
     }
-    let both: Vec<f64> = near.iter().zip(&far).map(|(near, far)| f64::midpoint(*near, *far)).collect();
     let mut table = Table::default();
-    let base = slope(&plain).context("no round trips")?;
-    let of = |gaps: &[f64]| slope(gaps).context("no round trips");
-    table.note("gap by round trip: the bar is for the mean of a client where the guest was and one where it comes to");
-    table.bar("gap by round trip, idle: slope", of(&both)?, "RTT", Bar::AtMost(0.7), None);
-    table.info("gap by round trip: client in the datacentre that is left", of(&near)?, "RTT", Some(base));
-    table.info("gap by round trip: client in the datacentre where it arrives", of(&far)?, "RTT", None);
-    table.info("pause by round trip, as the mover measured it", of(&pause)?, "RTT", None);
+    slopes(&mut table, [&near, &far, &pause, &plain])?;
     for (index, rtt_ms) in RTTS_MS.into_iter().enumerate() {
-        let (name, base) = (format!("gap at {rtt_ms} ms, client that is left"), finite(plain[index]));
+        let (name, base) = (format!("gap at {rtt_ms} ms, client behind"), finite(plain[index]));
         table.info(&name, near[index], "ms", base);
+        table.info(&format!("gap at {rtt_ms} ms, client ahead"), far[index], "ms", None);
     }
     lossy(rig, &mut table).await?;
     Ok(table)
+}
+
+/// Of the gaps of clients behind and ahead, of the pause, and of the gap by hand.
+fn slopes(table: &mut Table, [near, far, pause, plain]: [&[f64]; 4]) -> Result<()> {
+    let both: Vec<f64> = near.iter().zip(far).map(|(near, far)| f64::midpoint(*near, *far)).collect();
+    let of = |gaps: &[f64]| slope(gaps).context("no round trips");
+    let (behind, ahead, base) = (of(near)?, of(far)?, of(plain)?);
+    table.note(LEAST);
+    let name = "gap by round trip, idle: slope, mean of a client behind and one ahead";
+    table.bar(name, of(&both)?, "RTT", Bar::AtMost(0.7), None);
+    table.info("gap by round trip: slope for a client behind (least possible: 1)", behind, "RTT", Some(base));
+    table.info("gap by round trip: slope for a client ahead (least possible: 0)", ahead, "RTT", None);
+    let worse = "gap by round trip: slope, the worse of both, more than its least";
+    table.info(worse, (behind - 1.0).max(ahead), "RTT", None);
+    table.info("pause by round trip, as the mover measured it", of(pause)?, "RTT", None);
+    Ok(())
 }
 
 /// At 300 ms, 20 Mbit/s and 0.1 % loss a guest under load still gets there.
