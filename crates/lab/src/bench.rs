@@ -6,6 +6,8 @@ pub mod api;
 pub mod chaos;
 /// Another manager, as a baseline.
 pub mod libvirt;
+/// What a guest's memory holds, before and after.
+pub mod memory;
 /// Moves against plain QEMU driven by hand.
 pub mod migration;
 /// The baseline: two QEMU processes driven by hand.

@@ -4,7 +4,6 @@
 //! process included; Sterna's from the order at the API to the end of its operation there. The gap is the longest
 //! silence of a UDP echo every 5 ms, asked from the same host throughout.
 
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -14,6 +13,7 @@ use sterna_client::vm::{Move, Vm};
 use sterna_model::meta::Name;
 use sterna_qemu::qmp::migration::Status;
 
+use super::memory::{SIDES, Saved};
 use super::plain::{self, Hand, Machine, Place, Style};
 use super::table::{Bar, Table, median, percentile};
 use super::world::{Process, World};
@@ -202,7 +202,7 @@ impl<'a> Pair<'a> {
 ///
 /// On a machine that is itself a guest, free memory may have been given back to the machine below; whoever touches it
 /// first then waits (a second for 256 MiB was seen, against 0.03 s). Without this, half of the moves pay for it, by turns.
-async fn warm_memory() -> Result<()> {
+pub async fn warm_memory() -> Result<()> {
     let bytes = usize::try_from(2 * MEMORY.as_u64())?;
     tokio::task::spawn_blocking(move || drop(std::hint::black_box(vec![1_u8; bytes]))).await?;
     Ok(())
@@ -328,14 +328,6 @@ fn sends(migration: &sterna_client::migration::Migration) -> bool {
     sterna_client::migration::progress(migration).is_some()
 }
 
-/// The memory of both sides, in files.
-struct Saved {
-    folder: PathBuf,
-    size: u64,
-}
-
-const SIDES: [&str; 2] = ["source", "target"];
-
 /// The guest stands still while this runs.
 async fn save_memory(world: &World, vm: &Vm, at: Host, to: Host) -> Result<Saved> {
     let source = world.qmp(at, vm).await?;
@@ -346,33 +338,9 @@ async fn save_memory(world: &World, vm: &Vm, at: Host, to: Host) -> Result<Saved
     }
     let target = world.qmp(to, vm).await?;
     let size = vm.decision.as_ref().context("the VM has no hardware")?.hardware.memory.as_u64();
-    let saved = Saved { folder: tempfile_folder()?, size };
+    let saved = Saved::new(size)?;
     for (side, qmp) in SIDES.into_iter().zip([&source, &target]) {
-        let file = saved.folder.join(side);
-        qmp.pmemsave(0, size, &file).await.with_context(|| format!("save the memory of the {side}"))?;
+        saved.save(side, qmp).await?;
     }
     Ok(saved)
-}
-
-impl Saved {
-    /// How many pages of the two sides differ. Removes the files.
-    fn differing(self) -> Result<u64> {
-        let [source, target] = SIDES.map(|side| std::fs::read(self.folder.join(side)));
-        let (source, target) = (source?, target?);
-        std::fs::remove_dir_all(&self.folder)?;
-        let are_whole = [&source, &target].iter().all(|image| image.len() as u64 == self.size);
-        ensure!(are_whole, "the memory was not saved whole");
-        ensure!(source.iter().any(|byte| *byte != 0), "the saved memory is empty");
-        let pages = source.chunks(4096).zip(target.chunks(4096));
-        Ok(pages.filter(|(source, target)| source != target).count() as u64)
-    }
-}
-
-/// On tmpfs, where QEMU's own user may write.
-fn tempfile_folder() -> Result<PathBuf> {
-    use std::os::unix::fs::PermissionsExt;
-    let folder = PathBuf::from("/dev/shm").join(format!("sterna-bench-{}", std::process::id()));
-    std::fs::create_dir_all(&folder)?;
-    std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o1777))?;
-    Ok(folder)
 }

@@ -8,6 +8,9 @@
 //! moment. Told so, it sets `multifd` on both sides as well: with as many channels as are said, or with four and zstd.
 //! Nothing of it is encrypted.
 
+/// With a disk that goes along.
+pub mod mirror;
+
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;

@@ -8,20 +8,21 @@ use anyhow::{Context, Result, ensure};
 use rand::Rng;
 use serde_json::{Value, json};
 use sterna_base::units::Bytes;
+use sterna_model::error::Code;
 use sterna_model::meta::Name;
 use sterna_qemu::qmp::Client;
-use sterna_qemu::qmp::mirror::{CopyMode, Depth, Mirror, OnError};
 use tokio::process::{Child, Command};
 use tokio::time::sleep;
 
 use super::case::MB;
 use super::rig::{Guest, Path, Rig};
+use crate::bench::plain::mirror;
 use crate::bench::table::{Bar, Table, median};
 
 /// Memory is not what is measured.
 const MEMORY: Bytes = Bytes::mib(128);
 /// The image's own bytes, which no compression makes smaller.
-const CONTENT: usize = 128 << 20;
+pub const CONTENT: usize = 128 << 20;
 pub const IMAGE: &str = "template";
 const WRITES: &[&str] = &["/counter/start?hz=50"];
 const PORT: u16 = 10_809;
@@ -65,12 +66,22 @@ pub async fn disk(rig: &Rig<'_>, repeats: usize) -> Result<Table> {
 /// The tiny image with content behind its partitions, which the guest leaves alone.
 pub struct Template {
     pub allocated: u64,
-    size: u64,
+    pub size: u64,
 }
 
 impl Template {
     /// And imports it as the image [`IMAGE`].
     pub async fn make(rig: &Rig<'_>) -> Result<Self> {
+        Self::make_as(rig, IMAGE).await
+    }
+
+    /// Imports it under a name that no other image had, with content that no host has.
+    pub async fn make_new(rig: &Rig<'_>, name: &str) -> Result<Self> {
+        forget(rig, name).await?;
+        Self::make_as(rig, name).await
+    }
+
+    async fn make_as(rig: &Rig<'_>, name: &str) -> Result<Self> {
         let (dir, tiny) = (&rig.world.lab.dir, &rig.world.image);
         let (raw, file) = (dir.join("template.raw"), dir.join("template.qcow2"));
         qemu_img(&["convert", "-O", "raw", &text(tiny), &text(&raw)]).await?;
@@ -86,9 +97,24 @@ impl Template {
         qemu_img(&["convert", "-f", "raw", "-O", "qcow2", &text(&raw), &text(&file)]).await?;
         std::fs::remove_file(&raw).context("remove the raw image")?;
         let allocated = std::fs::metadata(&file).context("look at the image")?.len();
-        rig.world.user.ensure_image(&Name::new(IMAGE)?, &file).await?;
+        rig.world.user.ensure_image(&Name::new(name)?, &file).await?;
         Ok(Self { allocated, size })
     }
+}
+
+/// Removes an image that no VM has any more, if it is there.
+pub async fn forget(rig: &Rig<'_>, image: &str) -> Result<()> {
+    let (name, images, until) = (Name::new(image)?, rig.user().client.images(), Instant::now() + PATIENCE);
+    match images.delete(&name).await {
+        Ok(gone) => rig.user().done(&gone).await?,
+        Err(error) if error.is(Code::NotFound) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    }
+    while images.get(&name).await.is_ok() {
+        ensure!(Instant::now() < until, "the image {image} is not removed");
+        sleep(Duration::from_millis(100)).await;
+    }
+    Ok(())
 }
 
 /// What goes over the line with a VM that has no disk to take along.
@@ -131,7 +157,8 @@ async fn by_hand(rig: &Rig<'_>, template: &Template) -> Result<f64> {
     rig.path(Path::R)?;
     let mut server = serve(rig, template.size).await?;
     write_p99(rig, &by_hand.guest).await?;
-    mirror(by_hand.hand.qmp(), &rig.world.lab.host_address(rig.away).to_string()).await?;
+    mirror_to(by_hand.hand.qmp(), &rig.world.lab.host_address(rig.away).to_string()).await?;
+    sleep(IN_STEP).await;
     let p99 = write_p99(rig, &by_hand.guest).await?;
     rig.fast()?;
     rig.end(by_hand).await?;
@@ -141,7 +168,7 @@ async fn by_hand(rig: &Rig<'_>, template: &Template) -> Result<f64> {
 }
 
 /// Since this was asked last.
-async fn write_p99(rig: &Rig<'_>, guest: &Guest) -> Result<f64> {
+pub async fn write_p99(rig: &Rig<'_>, guest: &Guest) -> Result<f64> {
     let answer = rig.world.ask_guest(rig.client, guest.address, "/counter/writes").await?;
     let seen: Value = serde_json::from_str(&answer).context("understand the guest")?;
     ensure!(seen["count"].as_u64() > Some(0), "the guest wrote nothing");
@@ -159,40 +186,16 @@ async fn serve(rig: &Rig<'_>, size: u64) -> Result<Child> {
     command.stdin(Stdio::null()).stdout(Stdio::null()).kill_on_drop(true).spawn().context("start qemu-nbd")
 }
 
-async fn mirror(qmp: &Client, host: &str) -> Result<()> {
+async fn mirror_to(qmp: &Client, host: &str) -> Result<()> {
     let server = json!({ "type": "inet", "host": host, "port": PORT.to_string() });
-    let node = json!({ "driver": "nbd", "node-name": "far", "server": server });
+    let node = json!({ "driver": "nbd", "node-name": mirror::NODE, "server": server });
     let until = Instant::now() + PATIENCE;
     // The server may not listen yet.
     while let Err(error) = qmp.execute::<Value>("blockdev-add", node.clone()).await {
         ensure!(Instant::now() < until, "the mirror's server is not reached: {error}");
         sleep(Duration::from_millis(100)).await;
     }
-    let job = Mirror {
-        job: "mirror".to_owned(),
-        node: "d0".to_owned(),
-        target: "far".to_owned(),
-        depth: Depth::Full,
-        copy_mode: CopyMode::WriteBlocking,
-        buffer: None,
-        granularity: None,
-        on_source_error: OnError::Report,
-        on_target_error: OnError::Report,
-        auto_finalize: true,
-        auto_dismiss: false,
-    };
-    qmp.mirror(&job).await?;
-    loop {
-        let jobs = qmp.query_block_jobs().await?;
-        let job = jobs.first().context("the mirror is gone")?;
-        ensure!(job.error.is_none(), "the mirror failed: {:?}", job.error);
-        if job.is_ready {
-            sleep(IN_STEP).await;
-            return Ok(());
-        }
-        ensure!(Instant::now() < until, "the mirror does not get in step");
-        sleep(Duration::from_millis(200)).await;
-    }
+    mirror::copy(qmp, PATIENCE).await
 }
 
 /// Runs it to its end.
