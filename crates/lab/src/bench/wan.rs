@@ -21,6 +21,8 @@ pub mod libvirt;
 pub mod line;
 /// What guests do.
 pub mod load;
+/// Inside a datacentre, with a disk that is its host's own.
+pub mod local;
 /// A database that outlives a move.
 pub mod postgres;
 /// How fast a guest may write.
@@ -56,6 +58,7 @@ pub const ROWS: &[&str] = &[
     "tcp",
     "sibling",
     "lan",
+    "local",
     "database",
     "page-cache",
     "faults",
@@ -134,6 +137,7 @@ async fn row(rig: &Rig<'_>, name: &str, repeats: usize) -> Result<Table> {
         "tcp" => tcp::tcp(rig, repeats).await,
         "sibling" => sibling::sibling(rig, repeats).await,
         "lan" => lan::lan(rig, repeats).await,
+        "local" => local::local(rig, repeats).await,
         "database" => kinds::database(rig, repeats).await,
         "page-cache" => kinds::page_cache(rig, repeats).await,
         "faults" => faults::faults(rig, if repeats == 1 { 10 } else { 200 }).await,

@@ -5,9 +5,9 @@
 //! and the source is gone, the start of the target's process included. By hand it is multifd with the channels that QEMU
 //! has by itself, without encryption: the fastest that QEMU offers.
 
-use anyhow::{Context, Result};
-use sterna_client::object::Filter;
+use anyhow::Result;
 
+use super::local::how;
 use super::rig::Rig;
 use crate::bench::migration::{LOAD, Pair, mid};
 use crate::bench::plain::Style;
@@ -24,7 +24,7 @@ pub async fn lan(rig: &Rig<'_>, repeats: usize) -> Result<Table> {
     pair.end().await?;
     let [ours, base] = moved?;
     let mut table = Table::default();
-    table.note(format!("lan: no delay, shared pool; Sterna: {}", method(rig).await?));
+    table.note(format!("lan: no delay, shared pool; Sterna: {}", how(rig).await?));
     table.note(format!("lan: by hand: multifd, {CHANNELS} channels, in clear"));
     let (total, by_hand) = (mid(&ours, |s| s.total), mid(&base, |s| s.total));
     table.info("lan: total time, median", total, "ms", Some(by_hand));
@@ -36,12 +36,4 @@ pub async fn lan(rig: &Rig<'_>, repeats: usize) -> Result<Table> {
     let (bytes, by_hand) = (mid(&ours, |s| s.bytes), mid(&base, |s| s.bytes));
     table.info("lan: bytes sent, ratio", bytes / by_hand, "x", Some(1.0));
     Ok(table)
-}
-
-/// How Sterna moved it, and why this way, in its own words.
-async fn method(rig: &Rig<'_>) -> Result<String> {
-    let moves = rig.world.user.client.migrations().list(&Filter::default()).await?;
-    let decided = moves.into_iter().filter_map(|migration| migration.decision);
-    let newest = decided.max_by_key(|decision| decision.started).context("nothing was moved")?;
-    Ok(newest.method)
 }
