@@ -3,8 +3,16 @@
 //!
 //! A fault is survived when within 30 s of it (of its end, where the line was cut) the VM runs, no migration of it is open,
 //! exactly one QEMU of it is left and its guest answers; at no time two copies answered the same datagram, and a guest that
-//! had to start again finds every write that its disk had acknowledged before the fault.
+//! had to start again finds every write that its disk had acknowledged before the fault, read from the disk itself.
+//!
+//! After every tenth of them the guest, which has been through them all, goes over once more while it stands still and the
+//! line is cut: its memory is the same there, page by page (`still.rs`).
 
+/// A guest that stands still.
+mod still;
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -35,6 +43,11 @@ const CUT_S: std::ops::RangeInclusive<f64> = 1.0..=5.0;
 const LOAD: [&str; 2] = ["/counter/start?hz=20", "/dirty?pages_per_s=500&mib=24&random_percent=50"];
 /// A fault is one only in a move that is under way; who is not there yet is waited for.
 const DRAWS_MAX: usize = 20;
+/// One of so many is followed by a comparison of memory.
+const COMPARED_OF: usize = 10;
+/// So many faults meet every phase that lasts: a campaign that met none in one of them shows nothing about it.
+const WHOLE: usize = 100;
+const LASTING: [&str; 2] = ["preparing", "copying"];
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Fault {
@@ -61,6 +74,24 @@ struct Done {
     is_lost: bool,
 }
 
+/// How many faults hit a move in which phase.
+type Hits = BTreeMap<&'static str, usize>;
+
+/// All that was seen.
+#[derive(Default)]
+struct Campaign {
+    seed: u32,
+    count: usize,
+    /// How long each took that was survived, in seconds.
+    times: Vec<f64>,
+    failures: Vec<String>,
+    doubles: u64,
+    writes_lost: u64,
+    vms_lost: u64,
+    hits: Hits,
+    still: still::Seen,
+}
+
 pub async fn faults(rig: &Rig<'_>, count: usize) -> Result<Table> {
     let seed = rand::random::<u32>();
     println!("  seed {seed}");
@@ -69,57 +100,90 @@ pub async fn faults(rig: &Rig<'_>, count: usize) -> Result<Table> {
     rig.path(PATH)?;
     let length = calm(rig, &name).await?;
     println!("  a calm move takes {:.1} s", length.as_secs_f64());
-    let (mut times, mut failures, mut sums) = (Vec::new(), Vec::new(), [0; 3]);
+    let mut all = Campaign { seed, count, ..Campaign::default() };
     for number in 0..count {
-        let (outcome, fault) = once(rig, &name, (&mut random, length)).await;
-        let at = format!("{}/{count} {fault:?}", number + 1);
+        let (outcome, fault) = once(rig, &name, (&mut random, length), &mut all.hits).await;
+        let outcome = all.add(&format!("{}/{count} {fault:?}", number + 1), outcome);
+        let compared = if outcome.is_ok() && number % COMPARED_OF == COMPARED_OF - 1 {
+            still::compare(rig, &name, (&mut random, length), &mut all.still).await
+        } else {
+            Ok(())
+        };
+        if let Err(error) = &compared {
+            println!("  {} stands still: FAILED: {error:#}", number + 1);
+            all.failures.push(format!("{} stands still: {error:#}", number + 1));
+        }
+        if outcome.and(compared).is_err() {
+            all.vms_lost += u64::from(recover(rig, &name).await.is_err());
+        }
+    }
+    rig.clear().await?;
+    Ok(all.table())
+}
+
+impl Campaign {
+    /// Says it, too.
+    fn add(&mut self, at: &str, outcome: Result<Done>) -> Result<()> {
         match outcome {
             Ok(done) => {
                 let [met, ended] = done.phases;
                 println!("  {at} while {met}: {ended}, settled in {:.1} s", done.settled.as_secs_f64());
-                times.push(done.settled.as_secs_f64());
-                sums[0] += done.doubles;
-                sums[1] += u64::from(done.is_lost);
+                self.times.push(done.settled.as_secs_f64());
+                self.doubles += done.doubles;
+                self.writes_lost += u64::from(done.is_lost);
+                Ok(())
             }
             Err(error) => {
                 println!("  {at}: FAILED: {error:#}");
-                failures.push(format!("{at}: {error:#}"));
-                sums[2] += u64::from(recover(rig, &name).await.is_err());
+                self.failures.push(format!("{at}: {error:#}"));
+                Err(error)
             }
         }
     }
-    rig.clear().await?;
-    Ok(table_of((seed, count), &times, &failures, sums))
-}
 
-fn table_of(
-    (seed, count): (u32, usize),
-    times: &[f64],
-    failures: &[String],
-    [doubles, writes, vms]: [u64; 3],
-) -> Table {
-    let mut table = Table::default();
-    table.note(format!(
-        "faults: {count} moves between datacentres, in each a process killed or the line cut for 1 to 5 s (seed {seed})"
-    ));
-    let name = "faults without one running copy in 30 s";
-    table.bar(name, failures.len() as f64, "", Bar::AtMost(0.0), None);
-    table.bar("faults: VMs lost", vms as f64, "", Bar::AtMost(0.0), None);
-    table.bar("faults: datagrams answered by two copies", doubles as f64, "", Bar::AtMost(0.0), None);
-    table.bar(
-        "faults after which a guest that started again missed acknowledged writes",
-        writes as f64,
-        "",
-        Bar::AtMost(0.0),
-        None,
-    );
-    table.info("faults: settled p50", percentile(times, 0.5), "s", None);
-    let longest = percentile(times, 1.0);
-    table.bar("faults: settled, longest", longest, "s", Bar::AtMost(LIMIT.as_secs_f64()), None);
-    for failure in failures {
-        table.note(format!("failed: {failure}"));
+    fn table(&self) -> Table {
+        let mut table = Table::default();
+        let (count, seed) = (self.count, self.seed);
+        table.note(format!(
+            "faults: {count} moves between datacentres, in each a process killed or the line cut for 1 to 5 s (seed {seed})"
+        ));
+        let none = Bar::AtMost(0.0);
+        let failed = self.failures.len() as f64;
+        table.bar("faults without one running copy in 30 s", failed, "", none, None);
+        table.bar("faults: VMs lost", self.vms_lost as f64, "", none, None);
+        table.bar("faults: datagrams answered by two copies", self.doubles as f64, "", none, None);
+        let name = "faults after which the guest's disk missed acknowledged writes";
+        table.bar(name, self.writes_lost as f64, "", none, None);
+        let still::Seen { arrived, pages, .. } = self.still;
+        let name = format!("faults: pages differing, of {arrived} moves over a line that was cut");
+        table.bar(&name, pages as f64, "", none, None);
+        let wanted = Bar::AtLeast((self.count / COMPARED_OF) as f64);
+        table.bar("faults: moves whose memory was compared", arrived as f64, "", wanted, None);
+        self.phases(&mut table);
+        table.info("faults: settled p50", percentile(&self.times, 0.5), "s", None);
+        let longest = percentile(&self.times, 1.0);
+        table.bar("faults: settled, longest", longest, "s", Bar::AtMost(LIMIT.as_secs_f64()), None);
+        for failure in &self.failures {
+            table.note(format!("failed: {failure}"));
+        }
+        table
     }
-    table
+
+    /// A whole campaign must have met all phases that last.
+    fn phases(&self, table: &mut Table) {
+        let met = |phase: &str| self.hits.get(phase).copied().unwrap_or(0);
+        let told: Vec<_> = self.hits.iter().map(|(phase, count)| format!("{phase} {count}")).collect();
+        table.note(format!("faults by the phase that they met: {}", told.join(", ")));
+        let others = self.hits.keys().copied().filter(|phase| !LASTING.contains(phase));
+        for phase in LASTING.into_iter().chain(others) {
+            let (name, count) = (format!("faults that met a move {phase}"), met(phase) as f64);
+            if LASTING.contains(&phase) && self.count >= WHOLE {
+                table.bar(&name, count, "", Bar::AtLeast(1.0), None);
+            } else {
+                table.info(&name, count, "", None);
+            }
+        }
+    }
 }
 
 /// How long a move takes that nothing disturbs: the second there and back, which are like those that follow.
@@ -140,11 +204,12 @@ async fn once(
     rig: &Rig<'_>,
     name: &Name,
     (random, length): (&mut StdRng, Duration),
+    hits: &mut Hits,
 ) -> (Result<Done>, Fault) {
     let mut fault = draw(random);
     for _ in 0..DRAWS_MAX {
         let moment = length.mul_f64(random.random_range(0.0..1.0));
-        match case(rig, name, (fault, moment)).await {
+        match case(rig, name, (fault, moment), hits).await {
             Ok(None) => fault = draw(random),
             Ok(Some(done)) => return (Ok(done), fault),
             Err(error) => return (Err(error.context(format!("after {:.2} s", moment.as_secs_f64()))), fault),
@@ -161,7 +226,12 @@ fn draw(random: &mut StdRng) -> Fault {
 }
 
 /// `None`: the move was over before the fault.
-async fn case(rig: &Rig<'_>, name: &Name, (fault, moment): (Fault, Duration)) -> Result<Option<Done>> {
+async fn case(
+    rig: &Rig<'_>,
+    name: &Name,
+    (fault, moment): (Fault, Duration),
+    hits: &mut Hits,
+) -> Result<Option<Done>> {
     let world = rig.world;
     let vm = chaos::rested(world, name).await?;
     let (source, target, watcher) = hosts(world, &vm)?;
@@ -171,13 +241,7 @@ async fn case(rig: &Rig<'_>, name: &Name, (fault, moment): (Fault, Duration)) ->
         world.ask_guest(watcher, guest, path).await?;
     }
     let probes = world.probes(watcher, guest, false).await?;
-    let order = Move {
-        to: Some(Name::new(&target.name())?),
-        max_downtime: Some(Span::from_millis(300)),
-        ..Move::default()
-    };
-    let answer = world.user.client.vms().migrate(name, &order).await?;
-    let migration = answer.migration.context("the server named no migration")?;
+    let migration = order(world, name, target).await?;
     let moving = Moving { source, target, watcher, migration };
     let acknowledged = AtomicU64::new(0);
     let injected = async {
@@ -192,13 +256,27 @@ async fn case(rig: &Rig<'_>, name: &Name, (fault, moment): (Fault, Duration)) ->
     let settled = chaos::settle(world, &vm, began).await;
     let seen = tokio::task::spawn_blocking(move || probes.finish()).await??;
     let Some(phase) = injected? else { return Ok(None) };
+    *hits.entry(phase).or_default() += 1;
     let settled = settled.with_context(|| format!("while {phase}"))?;
     world.guest_answers(watcher, guest).await.context("after the fault")?;
-    let now = state(world, watcher, &vm).await?.counter.value;
-    let is_lost = now < acknowledged.load(Ordering::Relaxed);
+    let is_lost = on_disk(world, watcher, guest).await? < acknowledged.load(Ordering::Relaxed);
     let ended = world.user.client.migrations().get(&moving.migration).await?;
     let phases = [phase, self::phase(&ended)];
     Ok(Some(Done { phases, settled, doubles: seen.udp.context("no echo")?.doubled, is_lost }))
+}
+
+/// Its migration.
+async fn order(world: &World, vm: &Name, target: Host) -> Result<Name> {
+    let (to, max_downtime) = (Some(Name::new(&target.name())?), Some(Span::from_millis(300)));
+    let order = Move { to, max_downtime, ..Move::default() };
+    let answer = world.user.client.vms().migrate(vm, &order).await?;
+    answer.migration.context("the server named no migration")
+}
+
+/// The highest value that the guest itself reads from its disk, past all caches.
+async fn on_disk(world: &World, from: Host, guest: Ipv4Addr) -> Result<u64> {
+    let value = world.ask_guest(from, guest, "/counter").await?;
+    value.trim().parse().with_context(|| format!("the guest read {value:?}"))
 }
 
 /// From where, to where in the other datacentre, and who watches.
@@ -286,13 +364,36 @@ mod tests {
         assert!((30..90).contains(&cuts.len()), "{}", cuts.len());
     }
 
+    /// A whole campaign without anything wrong.
+    fn good() -> Campaign {
+        let hits = [("preparing", 20), ("copying", 170), ("finishing", 10)].into();
+        let still = still::Seen { arrived: 20, returned: 1, pages: 0 };
+        Campaign { count: 200, times: vec![1.0], hits, still, ..Campaign::default() }
+    }
+
     #[test]
     fn a_fault_that_was_not_survived_misses_the_bar() {
-        let whole = |failures: &[String], sums| table_of((1, 2), &[1.0], failures, sums).all_hold();
-        assert!(whole(&[], [0; 3]));
-        assert!(!whole(&["1/2".to_owned()], [0; 3]));
-        for sums in [[1, 0, 0], [0, 1, 0], [0, 0, 1]] {
-            assert!(!whole(&[], sums));
+        assert!(good().table().all_hold());
+        let bad = [
+            Campaign { failures: vec!["1/2".to_owned()], ..good() },
+            Campaign { doubles: 1, ..good() },
+            Campaign { writes_lost: 1, ..good() },
+            Campaign { vms_lost: 1, ..good() },
+            Campaign { still: still::Seen { pages: 1, ..good().still }, ..good() },
+            Campaign { still: still::Seen { arrived: 19, ..good().still }, ..good() },
+        ];
+        assert!(bad.iter().all(|campaign| !campaign.table().all_hold()));
+    }
+
+    #[test]
+    fn a_whole_campaign_that_never_met_a_phase_that_lasts_misses_its_bar() {
+        for phase in LASTING {
+            let mut one_sided = good();
+            one_sided.hits.remove(phase);
+            assert!(!one_sided.table().all_hold(), "{phase}");
+            // A short one may.
+            one_sided.count = 10;
+            assert!(one_sided.table().all_hold(), "{phase}");
         }
     }
 }
