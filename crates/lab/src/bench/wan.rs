@@ -31,6 +31,8 @@ pub mod rate;
 pub mod rig;
 /// Where another guest of the same image runs.
 pub mod sibling;
+/// The same after use.
+pub mod sibling_used;
 /// Asking a database.
 pub mod sql;
 /// A connection that outlives a move.
@@ -57,6 +59,7 @@ pub const ROWS: &[&str] = &[
     "disk",
     "tcp",
     "sibling",
+    "sibling-used",
     "lan",
     "local",
     "database",
@@ -136,6 +139,10 @@ async fn row(rig: &Rig<'_>, name: &str, repeats: usize) -> Result<Table> {
         "disk" => disk::disk(rig, repeats).await,
         "tcp" => tcp::tcp(rig, repeats).await,
         "sibling" => sibling::sibling(rig, repeats).await,
+        "sibling-used" => {
+            let time = if repeats == 1 { sibling_used::QUICK } else { sibling_used::WHOLE };
+            sibling_used::sibling_used(rig, time).await
+        }
         "lan" => lan::lan(rig, repeats).await,
         "local" => local::local(rig, repeats).await,
         "database" => kinds::database(rig, repeats).await,

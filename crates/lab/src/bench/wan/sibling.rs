@@ -25,7 +25,7 @@ const BOOT: Duration = Duration::from_secs(600);
 const QUIET: Duration = Duration::from_secs(20);
 /// The tiny guest's manners, which probes and rig rely on: datagrams to port 7 come back, and once all of it has started,
 /// `/healthz` is there.
-const MANNERS: &str = "#cloud-config
+pub const MANNERS: &str = "#cloud-config
 write_files:
 - path: /usr/local/bin/echo7
   permissions: '0755'
@@ -56,7 +56,7 @@ runcmd:
 
 pub async fn sibling(rig: &Rig<'_>, repeats: usize) -> Result<Table> {
     ensure_debian(rig).await?;
-    debian(rig, "sibling", rig.away).await?;
+    sibling_at_target(rig).await?;
     let (mut sterna, mut plain, mut multifd) = (Vec::new(), Vec::new(), Vec::new());
     for number in 0..repeats {
         sterna.push(by_sterna(rig).await?);
@@ -90,7 +90,12 @@ pub async fn ensure_debian(rig: &Rig<'_>) -> Result<()> {
 
 /// A fresh Debian that has come to rest on a host.
 async fn debian(rig: &Rig<'_>, name: &str, host: Host) -> Result<Guest> {
-    let cloud_init = CloudInit { user_data: Some(MANNERS.to_owned()), ..CloudInit::default() };
+    debian_with(rig, (name, host), MANNERS).await
+}
+
+/// The same with other manners, of which those of all others are a part.
+pub async fn debian_with(rig: &Rig<'_>, (name, host): (&str, Host), manners: &str) -> Result<Guest> {
+    let cloud_init = CloudInit { user_data: Some(manners.to_owned()), ..CloudInit::default() };
     let (image, memory) = (Some(Name::new(IMAGE)?), Some(MEMORY));
     let ask = Ask { image, memory, cloud_init: Some(cloud_init), ..Ask::default() };
     let mut there = *rig;
@@ -98,6 +103,11 @@ async fn debian(rig: &Rig<'_>, name: &str, host: Host) -> Result<Guest> {
     let guest = there.make(name, ask, Some(POOL)).await?;
     comes_to_rest(rig, guest.address).await?;
     Ok(guest)
+}
+
+/// The one that runs where others go to.
+pub async fn sibling_at_target(rig: &Rig<'_>) -> Result<Guest> {
+    debian(rig, "sibling", rig.away).await
 }
 
 async fn comes_to_rest(rig: &Rig<'_>, guest: Ipv4Addr) -> Result<()> {
@@ -119,14 +129,22 @@ async fn by_sterna(rig: &Rig<'_>) -> Result<Sample> {
     Ok(sample)
 }
 
-/// There plain, back with multifd and zstd.
 async fn by_hand(rig: &Rig<'_>) -> Result<[Sample; 2]> {
-    let Guest { vm, address } = debian(rig, "by-hand", rig.home).await?;
+    let guest = debian(rig, "by-hand", rig.home).await?;
+    there_and_back(rig, handed_over(rig, guest).await?).await
+}
+
+/// Its VM stops, and its guest boots anew, by hand.
+pub async fn handed_over(rig: &Rig<'_>, Guest { vm, address }: Guest) -> Result<ByHand> {
     rig.user().done(&rig.user().client.vms().stop(vm.name(), true).await?).await?;
     let (machine, places) = plain::twin(rig.world, &vm, &rig.pool(), [rig.home, rig.away]).await?;
     let hand = Hand::boot(machine, places).await?;
     comes_to_rest(rig, address).await?;
-    let mut by_hand = ByHand { guest: Guest { vm, address }, hand };
+    Ok(ByHand { guest: Guest { vm, address }, hand })
+}
+
+/// There plain, back with multifd and zstd.
+pub async fn there_and_back(rig: &Rig<'_>, mut by_hand: ByHand) -> Result<[Sample; 2]> {
     rig.path(Path::R)?;
     let there = rig.move_by_hand(&mut by_hand, Style::Plain).await.context("there by hand")?;
     ensure!(there.is_done, "the guest by hand did not arrive");
