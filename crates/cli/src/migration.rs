@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use sterna_base::units::{Bytes, Span};
 use sterna_client::migration::{Migration, Migrations, has_ended, progress};
 use sterna_client::operation::Operation;
-use sterna_model::forecast::{Confidence, Forecast, Past, Verdict};
+use sterna_model::forecast::{Confidence, Forecast, Past, Verdict, enough};
 use sterna_model::meta::Name;
 use sterna_model::migration::{Outcome, Phase, Progress};
 
@@ -195,6 +195,35 @@ fn rows(forecast: Option<&Forecast>, outcome: Option<&Outcome>) -> Vec<Vec<Strin
     rows
 }
 
+/// Says what was expected when the move was ordered, for people only.
+pub async fn tell_expected(session: &Session, vm: &Name, migration: Option<&Name>) {
+    let Some(migration) = migration else { return };
+    // The move goes on whether it can be read or not.
+    let Ok(ordered) = session.client.migrations().get(migration).await else { return };
+    if let Some(forecast) = &ordered.spec.forecast {
+        expected_text(vm, forecast).iter().for_each(|line| session.talk(line));
+    }
+}
+
+/// What is expected in one line; where that is not what was asked for, a second one that says what would help.
+fn expected_text(vm: &Name, forecast: &Forecast) -> Vec<String> {
+    let (verdict, would_help) = match forecast.verdict {
+        Verdict::Fits => ("fits", None),
+        Verdict::NeedsThrottling => ("needs throttling", None),
+        Verdict::NeedsLongerPause => {
+            let pause = format!("`--max-downtime {}`", enough(forecast.downtime));
+            ("needs a longer pause", Some(format!("{pause} would do")))
+        }
+        Verdict::WillNotConverge => ("will not converge", Some(forecast.advice.clone())),
+    };
+    let (total, pause) = (span(forecast.total), span(forecast.downtime));
+    let mut lines = vec![format!("vm {vm}: expected: {total}, pause {pause} ({verdict})")];
+    lines.extend(would_help.map(|help| {
+        format!("warning: vm {vm} may stay where it is: it {verdict}. It is tried all the same; {help}")
+    }));
+    lines
+}
+
 /// A forecast in plain words.
 pub fn forecast_text(forecast: &Forecast, to: Option<&Name>) -> String {
     let verdict = match forecast.verdict {
@@ -238,17 +267,42 @@ pub fn past_text(past: &[Past]) -> String {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_forecast_says_what_would_help_and_how_far_to_trust_it() {
-        let forecast = Forecast {
+    fn forecast(verdict: Verdict) -> Forecast {
+        Forecast {
             total: Span::from_secs(20),
             downtime: Span::from_millis(2100),
             bytes: Bytes::mib(140),
-            verdict: Verdict::NeedsLongerPause,
+            verdict,
             advice: "allow a pause of 2200ms".to_owned(),
             confidence: Confidence::Good,
             basis: "measured".to_owned(),
-        };
+        }
+    }
+
+    #[test]
+    fn what_is_expected_of_a_move_is_one_line_and_a_warning_says_what_would_help() {
+        let web = Name::new("web").unwrap();
+        let lines = |verdict| expected_text(&web, &forecast(verdict));
+        assert_eq!(lines(Verdict::Fits), ["vm web: expected: 20.0 s, pause 2.1 s (fits)"]);
+        assert_eq!(lines(Verdict::NeedsThrottling).len(), 1);
+        let longer = lines(Verdict::NeedsLongerPause);
+        assert!(longer[0].ends_with("(needs a longer pause)"), "{longer:?}");
+        assert!(
+            longer[1].ends_with(
+                "it needs a longer pause. It is tried all the same; `--max-downtime 2200ms` would do"
+            ),
+            "{longer:?}"
+        );
+        let never = lines(Verdict::WillNotConverge);
+        assert!(
+            never[1].starts_with("warning: ") && never[1].ends_with("allow a pause of 2200ms"),
+            "{never:?}"
+        );
+    }
+
+    #[test]
+    fn a_forecast_says_what_would_help_and_how_far_to_trust_it() {
+        let forecast = forecast(Verdict::NeedsLongerPause);
         let text = forecast_text(&forecast, None);
         assert!(text.contains("longer than asked for; allow a pause of 2200ms."), "{text}");
         assert!(text.ends_with("Confidence: good: all of it was measured.\n"), "{text}");

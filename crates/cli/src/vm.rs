@@ -199,8 +199,12 @@ pub async fn run(session: &Session, verb: Verb) -> Result<()> {
         Verb::Delete(args) => crud::delete::<Vms>(session, &args, " Their boot volumes go with them.").await,
         Verb::Migrate(args) => {
             let order = args.course.order();
-            move_each(session, (&args.many, args.wait), "moved", async |name| vms.migrate(name, &order).await)
-                .await
+            move_each(session, (&args.many, args.wait), "moved", async |name| {
+                let answer = vms.migrate(name, &order).await?;
+                migration::tell_expected(session, name, answer.migration.as_ref()).await;
+                Ok(answer)
+            })
+            .await
         }
         Verb::Preseed(args) => {
             let order =

@@ -166,6 +166,7 @@ async fn the_end_of_a_move_shows_forecast_beside_measurement() {
     let ran = sterna(&fake, "vm migrate web --to a2 --max-downtime 300ms").await;
     assert_eq!(ran.code, 0, "{ran:?}");
     assert_eq!(fake.writes()[0].body, json!({"to": "a2", "max_downtime": "300ms"}));
+    assert!(ran.talk.starts_with("vm web: expected: 1.2 s, pause 40 ms (fits)\n"), "{ran:?}");
     assert_eq!(
         ran.data,
         "vm web moved from host a1 to host a2 while it ran.\n\
