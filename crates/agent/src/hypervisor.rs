@@ -187,6 +187,8 @@ pub struct Figures {
     pub progress: Progress,
     /// Known after completion.
     pub downtime: Option<Span>,
+    /// Of the line; only through the mover.
+    pub round_trip: Option<Span>,
 }
 
 pub trait Hypervisor: Send + Sync + 'static {

@@ -268,6 +268,7 @@ mod tests {
             total: Some(Span::from_millis(1400)),
             downtime: Some(Span::from_millis(25)),
             gap: None,
+            round_trip: None,
             bytes: Bytes::mib(88),
             rounds: 3,
         };

@@ -348,6 +348,10 @@ pub struct Outcome {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub gap: Option<Span>,
+    /// Of the line, as it was with nothing waiting on it; only through the mover.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub round_trip: Option<Span>,
     #[schema(value_type = String)]
     pub bytes: Bytes,
     /// Passes over memory.

@@ -7,9 +7,9 @@ mod world;
 use sterna_base::units::Bytes;
 use sterna_model::bandwidth::Share;
 use sterna_model::datacentre::DatacentreSpec;
-use sterna_model::key::Kind;
+use sterna_model::key::{Key, Kind};
 use sterna_model::meta::Name;
-use sterna_model::migration::{Outcome, Phase, SideState};
+use sterna_model::migration::{MigrationDecision, Outcome, Phase, SideState};
 use sterna_model::vm::CopyState;
 use sterna_plan::assignment::assignment;
 use sterna_plan::forecast::Line;
@@ -103,6 +103,43 @@ fn a_move_inside_a_datacentre_has_no_limit() {
     let near = if from == "a1" { "a2" } else { "a1" };
     let from = send(&mut world, "m", "web", near);
     assert!(paces(&world, &from).is_empty());
+}
+
+/// A move between the two sites that ended so, with this round trip.
+fn measured(world: &mut World, migration: &str, (phase, round_trip): (&str, Option<u64>)) {
+    world.migrate(migration, "web", Some("b1"));
+    world.now = world.now + std::time::Duration::from_secs(60);
+    let mut outcome = serde_json::json!({"bytes": 0, "rounds": 1});
+    if let Some(ms) = round_trip {
+        outcome["round_trip"] = format!("{ms}ms").into();
+    }
+    let decision: MigrationDecision = serde_json::from_value(serde_json::json!({
+        "phase": {"phase": phase, "why": "test"}, "epoch": 1, "next_epoch": 2, "source": "b1", "target": "a1",
+        "via": "mover", "method": "test", "started": world.now, "since": world.now, "outcome": outcome,
+    }))
+    .unwrap();
+    world.put(Key::decision(Kind::Migration, &name(migration)), &decision);
+}
+
+#[test]
+fn a_forecast_takes_the_round_trip_that_the_latest_move_between_the_two_measured() {
+    let mut world = two_sites(&[], &[]);
+    let line = |world: &World, to: &str| {
+        let (vm, host) = (world.view.vm(&name("web")).unwrap(), world.view.host(&name(to)).unwrap());
+        Line::to(&world.view, &vm, &host, Bytes::mib(64), world.now)
+    };
+    let assumed = line(&world, "b1");
+    assert!(assumed.basis.contains("30 ms round trip assumed"), "{}", assumed.basis);
+    measured(&mut world, "m-1", ("succeeded", Some(20)));
+    measured(&mut world, "m-2", ("failed", Some(150)));
+    measured(&mut world, "m-3", ("succeeded", None));
+    let known = line(&world, "b1");
+    assert_eq!(known.round_trip.as_millis(), 150);
+    assert!(known.basis.contains("150ms round trip, as move m-2 measured"), "{}", known.basis);
+    assert!(known.overhead > assumed.overhead && known.queue > assumed.queue, "{known:?}");
+    let (home, _) = world.owner("web");
+    let near = line(&world, if home == "a1" { "a2" } else { "a1" });
+    assert!(near.round_trip.is_zero() && !near.basis.contains("round trip"), "{}", near.basis);
 }
 
 #[test]

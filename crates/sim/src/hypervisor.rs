@@ -382,7 +382,7 @@ impl Guest for Held {
         self.tell(|qemu| {
             let downtime = (qemu.transfer == Transfer::Completed).then_some(Span::from_millis(20));
             let progress = Progress { sent: Bytes(qemu.sent), ..Progress::default() };
-            Ok(Figures { progress, downtime })
+            Ok(Figures { progress, downtime, round_trip: None })
         })
         .await
     }

@@ -323,7 +323,8 @@ impl Guest for QemuGuest {
             Some(carried) => carried.pause.map(Span),
             None => told.downtime.map(Span::from_millis),
         };
-        Ok(Figures { progress, downtime })
+        let round_trip = carried.and_then(|carried| carried.round_trip).map(Span);
+        Ok(Figures { progress, downtime, round_trip })
     }
 
     async fn resize_disk(&self, index: usize, size: Bytes) -> Result<(), GuestError> {

@@ -277,6 +277,7 @@ fn outcome_of(figures: &Figures) -> Outcome {
         total: None,
         downtime: figures.downtime,
         gap: None,
+        round_trip: figures.round_trip,
         bytes: figures.progress.sent,
         rounds: figures.progress.rounds,
     }

@@ -78,14 +78,13 @@ impl Line {
         let (bytes_per_s, round_trip) =
             if is_far { (ASSUMED_FAR, ASSUMED_ROUND_TRIP) } else { (ASSUMED_NEAR, Duration::ZERO) };
         let is_carried = via == Via::Mover;
-        let waiting = QUEUE.max(bytes_per_s * round_trip.as_secs_f64() * QUEUE_ROUND_TRIPS);
         Self {
             bytes_per_s,
             limits: Vec::new(),
             round_trip,
             overhead: OVERHEAD + round_trip * ROUND_TRIPS_BEFORE,
             commit: if is_carried { COMMIT } else { Duration::ZERO },
-            queue: Bytes(if is_carried { waiting as u64 } else { 0 }),
+            queue: if is_carried { waiting(bytes_per_s, round_trip) } else { Bytes::default() },
             cost_first: if is_carried { ASSUMED_FIRST } else { 1.0 },
             cost_again: if is_carried { ASSUMED_AGAIN } else { 1.0 },
             volumes: Bytes::default(),
@@ -107,7 +106,12 @@ impl Line {
         let fallback = |why| Route { via, channels: 0, volumes: vec![], why };
         let way = route(view, vm, host).unwrap_or_else(fallback);
         let mut line = Self::assumed(way.via, is_far);
+        let round_trip = is_far.then(|| line.take_round_trip(view, (&here, there)));
         let mut basis = vec![line.take_speed(view, way.via, (&here, there))];
+        basis.extend(round_trip);
+        if way.via == Via::Mover {
+            line.queue = waiting(line.bytes_per_s, line.round_trip);
+        }
         if is_far {
             basis.extend(line.take_limits(&pace::shares(view, (&here, there), 1), now));
         }
@@ -179,17 +183,28 @@ impl Line {
             format!("between datacentres {here} and {there}")
         };
         let Some(best) = speeds.iter().copied().max_by(f64::total_cmp) else {
-            let mbit = if here == there { "1 Gbit/s" } else { "100 Mbit/s and 30 ms" };
+            let mbit = if here == there { "1 Gbit/s" } else { "100 Mbit/s" };
             return format!("no move {between} was measured yet: {mbit} assumed");
         };
         self.bytes_per_s = best;
         self.is_measured = true;
-        if self.queue.as_u64() > 0 {
-            let waiting = QUEUE.max(best * self.round_trip.as_secs_f64() * QUEUE_ROUND_TRIPS);
-            self.queue = Bytes(waiting as u64);
-        }
-        let far = if here == there { "" } else { ", 30 ms round trip assumed" };
-        format!("{:.1} MB/s, the fastest of {} recent moves {between}{far}", best / 1e6, speeds.len())
+        format!("{:.1} MB/s, the fastest of {} recent moves {between}", best / 1e6, speeds.len())
+    }
+
+    /// What the latest move between the two measured, whatever became of it: routes change, and with them the way's length.
+    fn take_round_trip(&mut self, view: &View, (here, there): (&Name, &Name)) -> String {
+        let decided =
+            view.migrations.iter().filter_map(|(name, entry)| Some((name, entry.decision.as_ref()?)));
+        let latest = decided
+            .filter_map(|(name, decision)| Some((name, decision, decision.outcome.as_ref()?.round_trip?)))
+            .filter(|(_, decision, _)| joins(view, decision, here, there))
+            .max_by_key(|(name, decision, _)| (decision.started, *name));
+        let Some((name, _, took)) = latest else {
+            return format!("{} ms round trip assumed", ASSUMED_ROUND_TRIP.as_millis());
+        };
+        self.round_trip = took.0;
+        self.overhead = OVERHEAD + took.0 * ROUND_TRIPS_BEFORE;
+        format!("{took} round trip, as move {name} measured")
     }
 
     /// What its last move there made of its memory: both sides then knew as much of each other as they do now, or less.
@@ -212,6 +227,11 @@ impl Line {
             None => format!("memory packed to {:.0} % assumed", self.cost_first * 100.0),
         }
     }
+}
+
+/// What the mover keeps waiting on such a line.
+fn waiting(bytes_per_s: f64, round_trip: Duration) -> Bytes {
+    Bytes(QUEUE.max(bytes_per_s * round_trip.as_secs_f64() * QUEUE_ROUND_TRIPS) as u64)
 }
 
 /// Moves that succeeded and were measured, the latest first.
