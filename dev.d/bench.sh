@@ -19,5 +19,5 @@ bench_main() {
 prepare_wan() {
     local wanted=" $* "
     [[ $wanted == *" --row "* && $wanted != *" --row libvirt "* ]] || ensure_packages "$PACKAGES_BENCH_WAN"
-    [[ $wanted == *" --row "* && $wanted != *" --row "@(sibling|postgres)" "* ]] || ensure_debian_image
+    [[ $wanted == *" --row "* && $wanted != *" --row "@(sibling|sibling-used|postgres)" "* ]] || ensure_debian_image
 }
