@@ -1,5 +1,7 @@
 //! Where VMs go, and why.
 
+#![allow(clippy::unwrap_used)] // A test that cannot go on fails.
+
 mod world;
 
 use sterna_base::units::Bytes;

@@ -108,7 +108,8 @@ impl Passes {
         let earlier = median(self.ended.iter().take(half));
         let left = median(self.ended.iter().skip(self.ended.len() - half));
         // What a burst of writes or a line that was gone left behind is being caught up with.
-        let is_falling = (1..3).all(|nth| shrinks(self.from_end(nth), self.from_end(nth - 1)));
+        let is_falling =
+            (1..3).all(|nth| shrinks(self.left_in_nth_last(nth), self.left_in_nth_last(nth - 1)));
         if shrinks(earlier, left) || is_falling {
             return None;
         }
@@ -120,7 +121,7 @@ impl Passes {
         Some(Hopeless { allowed, left: Bytes(left), rate, pause: enough(pause) })
     }
 
-    fn from_end(&self, nth: usize) -> u64 {
+    fn left_in_nth_last(&self, nth: usize) -> u64 {
         self.ended.iter().rev().nth(nth).map_or(0, |ended| ended.left)
     }
 
