@@ -5,8 +5,14 @@
 
 /// What happens to a guard, and what it wants done.
 pub mod event;
+/// Collects the proof that a host's lease is over.
+pub mod fencer;
+/// One host's guard: lease, VMs, votes and watchdog together.
+pub mod guard;
 /// Who speaks, which epoch, which VM.
 pub mod id;
+/// The client's half of the lease.
+pub mod lease;
 /// The configuration in force, and the one before it for as long as both are asked.
 pub mod membership;
 /// What travels between guards, and between a fencer and guards.
@@ -17,7 +23,13 @@ pub mod mutation;
 pub mod page;
 /// How long a lease lasts, how often it is renewed, how long everybody else waits.
 pub mod profile;
+/// Whether a host has gone silent, as its voters see it.
+pub mod suspicion;
 /// Instants of one host's `CLOCK_BOOTTIME`.
 pub mod time;
+/// The VMs that live and die with the lease.
+pub mod vms;
+/// The voter's half: promises, and the end of promises.
+pub mod voter;
 /// Who grants leases, and what a majority is.
 pub mod voters;
