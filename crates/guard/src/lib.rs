@@ -4,7 +4,14 @@
 //! restarted elsewhere when the lease runs out, and feeds the watchdog only while all is well. `docs/flows/host-lease.md`
 //! has the diagram and the table.
 //!
-//! [`core`] decides and does nothing; the shell around it does and decides nothing.
+//! [`core`] decides and does nothing; [`shell`] does and decides nothing.
 
 /// The protocol: values in, values out. No clock, no I/O, no randomness.
 pub mod core;
+/// What goes over the network, and nobody else can make.
+pub mod datagram;
+/// One thread around the core: sockets, clock, processes, watchdog.
+pub mod shell;
+
+pub use shell::config::Config;
+pub use shell::run;

@@ -22,7 +22,8 @@ pub struct Vms {
 #[derive(Debug)]
 struct Entry {
     vm: VmUnderLease,
-    is_frozen: bool,
+    /// None: nobody knows, for a guard that has ended may have frozen it.
+    is_frozen: Option<bool>,
     doom: Option<Doom>,
 }
 
@@ -50,15 +51,13 @@ impl Vms {
     pub fn resume(left: &[PageVm], held: Option<Epoch>, effects: &mut Vec<Effect>) -> Self {
         let mut vms = Self::default();
         for PageVm { vm, doomed } in left {
-            vms.entries.insert(vm.vm, Entry { vm: *vm, is_frozen: false, doom: None });
+            let is_frozen = (vm.isolation == Isolation::Keep).then_some(false);
+            vms.entries.insert(vm.vm, Entry { vm: *vm, is_frozen, doom: None });
             if *doomed {
                 vms.doom(vm.vm, KillReason::LeaseExpired, effects);
             }
         }
         vms.doom_orphans(held, effects);
-        // A guard that ended while they were frozen left them so.
-        let alive = vms.entries.values().filter(|entry| entry.doom.is_none());
-        effects.extend(alive.map(|entry| Effect::Thaw { vm: entry.vm.vm }));
         vms
     }
 
@@ -89,7 +88,7 @@ impl Vms {
             self.end_start(vm, effects);
             return;
         }
-        if entry.is_frozen {
+        if entry.is_frozen != Some(false) {
             effects.push(Effect::Thaw { vm });
         }
         self.entries.remove(&vm);
@@ -98,7 +97,7 @@ impl Vms {
     fn on_listed(&mut self, vm: VmUnderLease, effects: &mut Vec<Effect>) {
         match self.entries.get_mut(&vm.vm) {
             None => {
-                self.entries.insert(vm.vm, Entry { vm, is_frozen: false, doom: None });
+                self.entries.insert(vm.vm, Entry { vm, is_frozen: Some(false), doom: None });
             }
             Some(entry) if entry.doom.is_none() => entry.vm = vm,
             // The agent does not know yet. Whether it may still start is all that counts.
@@ -142,8 +141,8 @@ impl Vms {
     /// Nothing is written from here on, until the lease is renewed.
     pub fn freeze(&mut self, effects: &mut Vec<Effect>) {
         let mut vms = 0;
-        for entry in self.entries.values_mut().filter(|entry| entry.is_at_stake() && !entry.is_frozen) {
-            entry.is_frozen = true;
+        for entry in self.entries.values_mut().filter(|entry| entry.is_at_stake() && entry.is_frozen != Some(true)) {
+            entry.is_frozen = Some(true);
             vms += 1;
             effects.push(Effect::Freeze { vm: entry.vm.vm });
         }
@@ -154,8 +153,8 @@ impl Vms {
 
     pub fn thaw(&mut self, effects: &mut Vec<Effect>) {
         let mut vms = 0;
-        for entry in self.entries.values_mut().filter(|entry| entry.is_frozen && entry.doom.is_none()) {
-            entry.is_frozen = false;
+        for entry in self.entries.values_mut().filter(|entry| entry.is_frozen != Some(false) && entry.doom.is_none()) {
+            entry.is_frozen = Some(false);
             vms += 1;
             effects.push(Effect::Thaw { vm: entry.vm.vm });
         }
@@ -184,8 +183,8 @@ impl Vms {
     fn doom(&mut self, vm: VmId, why: KillReason, effects: &mut Vec<Effect>) {
         let Some(entry) = self.entries.get_mut(&vm) else { return };
         entry.doom = Some(Doom::default());
-        if !entry.is_frozen {
-            entry.is_frozen = true;
+        if entry.is_frozen != Some(true) {
+            entry.is_frozen = Some(true);
             effects.push(Effect::Freeze { vm });
         }
         effects.push(Effect::Kill { vm });
@@ -207,6 +206,11 @@ impl Vms {
         self.entries.is_empty()
     }
 
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
     /// Some live under the lease.
     #[must_use]
     pub fn any_at_stake(&self) -> bool {
@@ -216,7 +220,7 @@ impl Vms {
     /// Some that live under the lease are not frozen.
     #[must_use]
     pub fn any_to_freeze(&self) -> bool {
-        self.entries.values().any(|entry| entry.is_at_stake() && !entry.is_frozen)
+        self.entries.values().any(|entry| entry.is_at_stake() && entry.is_frozen != Some(true))
     }
 
     /// Whether this VM, listed as starting, may be started by an order for `ordered`.

@@ -24,6 +24,8 @@ pub struct Status {
     pub confirmed_configuration: Option<u64>,
     /// Some VMs are being killed and are not gone.
     pub is_killing: bool,
+    /// How many could be restarted elsewhere, with those that are being killed.
+    pub vms: usize,
     pub feeds_watchdog: bool,
 }
 
@@ -38,6 +40,7 @@ impl Guard {
             configuration: self.membership.as_ref().map(Membership::version),
             confirmed_configuration: self.membership.as_ref().and_then(Membership::confirmed_version),
             is_killing: self.vms.any_doomed(),
+            vms: self.vms.len(),
             feeds_watchdog: self.watchdog.programmed.is_some() && self.may_feed(now),
         }
     }
