@@ -103,9 +103,14 @@ fn listen_to_signals() {
 impl Shell {
     fn open(config: &Config) -> anyhow::Result<Self> {
         let directory = config.directory();
-        DirBuilder::new().recursive(true).mode(0o700).create(&directory).context("make the guard's directory")?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&directory)
+            .context("make the guard's directory")?;
         let lock = File::create(directory.join("guard.lock")).context("open the guard's lock")?;
-        flock(&lock, FlockOperation::NonBlockingLockExclusive).context("take the guard's lock: one runs here")?;
+        flock(&lock, FlockOperation::NonBlockingLockExclusive)
+            .context("take the guard's lock: one runs here")?;
         let steadiness = steadiness::take_hold();
         if !steadiness.is_complete() {
             tracing::warn!(?steadiness, "this guard may be late: best effort only");
@@ -344,3 +349,6 @@ fn boot_id() -> anyhow::Result<Uuid> {
     let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").context("read the boot id")?;
     text.trim().parse().context("understand the boot id")
 }
+
+#[cfg(test)]
+mod tests;

@@ -60,18 +60,29 @@ pub enum Isolation {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
     /// Stop its processes where they stand. Doing it twice is harmless, here and below.
-    Freeze { vm: VmId },
+    Freeze {
+        vm: VmId,
+    },
     /// Let them go on.
-    Thaw { vm: VmId },
+    Thaw {
+        vm: VmId,
+    },
     /// End them, and say `Event::Reaped` once none is left; at once, when there is none.
-    Kill { vm: VmId },
+    Kill {
+        vm: VmId,
+    },
     /// For whoever runs after this process on this boot.
     Persist(Page),
     /// From now on the host is reset this long after it was last fed.
-    ProgramWatchdog { timeout: Duration },
+    ProgramWatchdog {
+        timeout: Duration,
+    },
     /// Feed the watchdog, now or not at all: later it would promise too much.
     Pet,
-    Send { to: HostId, message: Message },
+    Send {
+        to: HostId,
+        message: Message,
+    },
     Report(Report),
     /// Step again at this instant, with whatever happened or a `Tick`. Always the last one.
     NextWake(BootInstant),
@@ -97,22 +108,49 @@ impl Effect {
 #[serde(rename_all = "kebab-case", tag = "report")]
 pub enum Report {
     /// The lease has changed its state.
-    Lease { state: State },
+    Lease {
+        state: State,
+    },
     /// VMs are frozen until the lease is renewed, or killed in the last quarter.
-    Frozen { vms: usize },
-    Thawed { vms: usize },
+    Frozen {
+        vms: usize,
+    },
+    Thawed {
+        vms: usize,
+    },
     /// A VM is being killed, and why.
-    Killing { vm: VmId, why: KillReason },
+    Killing {
+        vm: VmId,
+        why: KillReason,
+    },
     /// It is gone, and nothing of it can come.
-    Gone { vm: VmId },
+    Gone {
+        vm: VmId,
+    },
     /// A voter has promised a fencer not to renew us: another host will start our VMs.
-    Fenced { voter: HostId, fenced: Epoch },
-    JoinRefused { epoch: Epoch, why: JoinRefusal },
-    ConfigurationRefused { version: u64, why: String },
+    Fenced {
+        voter: HostId,
+        fenced: Epoch,
+    },
+    JoinRefused {
+        epoch: Epoch,
+        why: JoinRefusal,
+    },
+    ConfigurationRefused {
+        version: u64,
+        why: String,
+    },
     /// Every renewal that counts was granted under this version.
-    ConfigurationConfirmed { version: u64 },
-    VmsRefused { count: usize, limit: usize },
-    Released { epoch: Epoch },
+    ConfigurationConfirmed {
+        version: u64,
+    },
+    VmsRefused {
+        count: usize,
+        limit: usize,
+    },
+    Released {
+        epoch: Epoch,
+    },
 }
 
 /// Where a lease stands.

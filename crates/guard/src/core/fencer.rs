@@ -114,8 +114,12 @@ impl Fencer {
         let age_max = Profile::fence_ack_age_max(self.order.profile.promise());
         let counts_stale = crate::mutated!(self.mutations, StaleFenceAcksCount);
         let is_young = |asked: BootInstant| counts_stale || now < asked + age_max;
-        let young: Vec<(HostId, BootInstant)> =
-            self.acks.iter().filter(|(_, asked)| is_young(**asked)).map(|(who, asked)| (*who, *asked)).collect();
+        let young: Vec<(HostId, BootInstant)> = self
+            .acks
+            .iter()
+            .filter(|(_, asked)| is_young(**asked))
+            .map(|(who, asked)| (*who, *asked))
+            .collect();
         let agreed: BTreeSet<HostId> = young.iter().map(|(who, _)| *who).collect();
         let mut sets = self.order.voters.iter();
         let is_proven = sets.len() > 0 && sets.all(|set| set.has_majority(&agreed, self.mutations));

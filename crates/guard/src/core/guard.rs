@@ -208,7 +208,10 @@ impl Guard {
         match message {
             Message::RenewAck { epoch, seq } => self.on_ack(now, from, (epoch, seq)),
             Message::RenewNack { epoch, fenced, .. } => self.on_nack(from, epoch, fenced),
-            Message::Renew { .. } | Message::Release { .. } | Message::Fence { .. } | Message::Query { .. } => {
+            Message::Renew { .. }
+            | Message::Release { .. }
+            | Message::Fence { .. }
+            | Message::Query { .. } => {
                 let may_fence = self.membership.as_ref().is_some_and(|membership| membership.may_fence(from));
                 if let Some(answer) = self.voter.on_message(from, &message, may_fence, now) {
                     self.send(now, from, answer);
@@ -339,8 +342,7 @@ impl Guard {
         if crate::mutated!(self.mutations, FeedsTheWatchdogAlways) {
             return true;
         }
-        let has_lease =
-            self.lease.held_epoch().is_some() && self.lease.deadline().is_some_and(|at| now < at);
+        let has_lease = self.lease.held_epoch().is_some() && self.lease.deadline().is_some_and(|at| now < at);
         !self.vms.any_doomed() && (has_lease || !self.vms.any_at_stake())
     }
 

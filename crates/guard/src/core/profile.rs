@@ -45,9 +45,13 @@ pub enum Error {
     LeaseTooShort { lease: Duration },
     #[error("watchdog {watchdog:?} is too short: none can be set to less than {WATCHDOG_MIN:?}")]
     WatchdogTooShort { watchdog: Duration },
-    #[error("lease and watchdog together need a promise of {promise:?}; voters promise at most {PROMISE_MAX:?}")]
+    #[error(
+        "lease and watchdog together need a promise of {promise:?}; voters promise at most {PROMISE_MAX:?}"
+    )]
     PromiseTooLong { promise: Duration },
-    #[error("a wait of {wait:?} before a host's VMs are started elsewhere is unsafe: it has to be {promise:?} or more")]
+    #[error(
+        "a wait of {wait:?} before a host's VMs are started elsewhere is unsafe: it has to be {promise:?} or more"
+    )]
     WaitTooShort { wait: Duration, promise: Duration },
 }
 

@@ -72,11 +72,9 @@ impl Suspicion {
     #[must_use]
     pub fn view(&self, now: BootInstant) -> View {
         let patience = self.profile.suspect_after();
-        let has_heard = |answer: &&Answer| {
-            answer.epoch > Epoch::default() && now < answer.last_renewal + patience
-        };
-        let is_vantage_point =
-            |answer: &&Answer| answer.age >= patience && now < answer.asked_at + patience;
+        let has_heard =
+            |answer: &&Answer| answer.epoch > Epoch::default() && now < answer.last_renewal + patience;
+        let is_vantage_point = |answer: &&Answer| answer.age >= patience && now < answer.asked_at + patience;
         let heard = self.answers.values().filter(has_heard);
         if let Some(epoch) = heard.map(|answer| answer.epoch).max() {
             return View::Alive { epoch };

@@ -141,7 +141,9 @@ impl Vms {
     /// Nothing is written from here on, until the lease is renewed.
     pub fn freeze(&mut self, effects: &mut Vec<Effect>) {
         let mut vms = 0;
-        for entry in self.entries.values_mut().filter(|entry| entry.is_at_stake() && entry.is_frozen != Some(true)) {
+        for entry in
+            self.entries.values_mut().filter(|entry| entry.is_at_stake() && entry.is_frozen != Some(true))
+        {
             entry.is_frozen = Some(true);
             vms += 1;
             effects.push(Effect::Freeze { vm: entry.vm.vm });
@@ -153,7 +155,9 @@ impl Vms {
 
     pub fn thaw(&mut self, effects: &mut Vec<Effect>) {
         let mut vms = 0;
-        for entry in self.entries.values_mut().filter(|entry| entry.is_frozen != Some(false) && entry.doom.is_none()) {
+        for entry in
+            self.entries.values_mut().filter(|entry| entry.is_frozen != Some(false) && entry.doom.is_none())
+        {
             entry.is_frozen = Some(false);
             vms += 1;
             effects.push(Effect::Thaw { vm: entry.vm.vm });
@@ -173,8 +177,12 @@ impl Vms {
     }
 
     fn doom_orphans(&mut self, held: Option<Epoch>, effects: &mut Vec<Effect>) {
-        let orphans: Vec<VmId> =
-            self.entries.values().filter(|entry| entry.is_orphan(held, self.mutations)).map(|entry| entry.vm.vm).collect();
+        let orphans: Vec<VmId> = self
+            .entries
+            .values()
+            .filter(|entry| entry.is_orphan(held, self.mutations))
+            .map(|entry| entry.vm.vm)
+            .collect();
         for vm in orphans {
             self.doom(vm, KillReason::WrongEpoch, effects);
         }

@@ -128,7 +128,13 @@ impl Voter {
         }
     }
 
-    fn on_fence(&mut self, host: HostId, epoch: Epoch, tau: BootInstant, now: BootInstant) -> Option<Message> {
+    fn on_fence(
+        &mut self,
+        host: HostId,
+        epoch: Epoch,
+        tau: BootInstant,
+        now: BootInstant,
+    ) -> Option<Message> {
         let known = self.known(host, now)?;
         known.fenced = known.fenced.max(Some(epoch));
         (now >= known.promised_until).then_some(Message::FenceAck { host, epoch, tau })

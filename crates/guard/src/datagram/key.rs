@@ -62,7 +62,12 @@ impl HostKey {
     }
 
     /// The keys for what `me` sends to `peer`, and for what comes back.
-    pub fn pair(&self, me: HostId, peer: HostId, public: PublicKey) -> Result<(hmac::Key, hmac::Key), BadKey> {
+    pub fn pair(
+        &self,
+        me: HostId,
+        peer: HostId,
+        public: PublicKey,
+    ) -> Result<(hmac::Key, hmac::Key), BadKey> {
         let theirs = UnparsedPublicKey::new(&X25519, public.0);
         agree(&self.0, theirs, BadKey::Peer(peer), |secret| {
             let root = hkdf::Salt::new(hkdf::HKDF_SHA256, PURPOSE).extract(secret);

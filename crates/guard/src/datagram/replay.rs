@@ -73,9 +73,17 @@ mod tests {
     #[test]
     fn every_number_counts_once_in_any_order() {
         let mut replay = Replay::default();
-        for (seq, is_new) in
-            [(5, true), (5, false), (4, true), (9, true), (4, false), (6, true), (9, false), (72, true), (9, false)]
-        {
+        for (seq, is_new) in [
+            (5, true),
+            (5, false),
+            (4, true),
+            (9, true),
+            (4, false),
+            (6, true),
+            (9, false),
+            (72, true),
+            (9, false),
+        ] {
             assert_eq!(replay.accept(1, seq), is_new, "{seq}");
         }
         assert!(!replay.accept(1, 8), "64 behind");

@@ -91,7 +91,8 @@ impl Agents {
 
     /// The process at the other end, for as long as it lives.
     pub fn process_of(&self, connection: u64) -> anyhow::Result<(Pid, OwnedFd)> {
-        let connection = self.connections.iter().find(|one| one.number == connection).context("it hung up")?;
+        let connection =
+            self.connections.iter().find(|one| one.number == connection).context("it hung up")?;
         let peer = rustix::net::sockopt::socket_peercred(&connection.stream).context("ask who it is")?;
         let process = pidfd_open(peer.pid, PidfdFlags::empty()).context("hold on to the agent's process")?;
         Ok((peer.pid, process))

@@ -33,10 +33,8 @@ impl Alarm {
     pub fn set(&self, at: BootInstant) -> io::Result<()> {
         // Zero would turn it off.
         let at = at.as_nanos().max(1);
-        let it_value = Timespec {
-            tv_sec: i64::try_from(at / NANOS).unwrap_or(i64::MAX),
-            tv_nsec: (at % NANOS) as i64,
-        };
+        let it_value =
+            Timespec { tv_sec: i64::try_from(at / NANOS).unwrap_or(i64::MAX), tv_nsec: (at % NANOS) as i64 };
         let it_interval = Timespec { tv_sec: 0, tv_nsec: 0 };
         let once = Itimerspec { it_interval, it_value };
         timerfd_settime(&self.0, TimerfdTimerFlags::ABSTIME, &once)?;

@@ -43,7 +43,8 @@ impl Network {
 
     /// Best effort on every path: the protocol expects every datagram to be lost.
     pub fn send(&mut self, to: HostId, message: &Message) {
-        let (Some(datagram), Some(addresses)) = (self.channels.seal(to, message), self.addresses.get(&to)) else {
+        let (Some(datagram), Some(addresses)) = (self.channels.seal(to, message), self.addresses.get(&to))
+        else {
             self.unsent += 1;
             return;
         };

@@ -35,7 +35,11 @@ enum Found {
     Nothing,
     /// A shim that has not said yet what it started.
     Starting,
-    Running { qemu: Option<Living>, shim: Option<Living>, cgroup: Option<Cgroup> },
+    Running {
+        qemu: Option<Living>,
+        shim: Option<Living>,
+        cgroup: Option<Cgroup>,
+    },
 }
 
 /// A process that a run record means: not another one that has got its number.
@@ -57,12 +61,7 @@ impl Processes {
         self.halt(vm, Signal::CONT, Cgroup::thaw)
     }
 
-    fn halt(
-        &self,
-        vm: VmId,
-        signal: Signal,
-        all: impl Fn(&Cgroup) -> io::Result<()>,
-    ) -> io::Result<()> {
+    fn halt(&self, vm: VmId, signal: Signal, all: impl Fn(&Cgroup) -> io::Result<()>) -> io::Result<()> {
         let Found::Running { qemu, cgroup, .. } = self.find(vm)? else { return Ok(()) };
         if let Some(cgroup) = cgroup
             && all(&cgroup).is_ok()

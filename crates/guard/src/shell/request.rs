@@ -131,9 +131,8 @@ mod tests {
     #[test]
     fn a_profile_is_a_name_or_three_spans() {
         let settings = |profile: &str| {
-            let text = format!(
-                r#"{{"version":1,"voters":[],"fencers":[],"profile":{profile},"peers":{{}}}}"#
-            );
+            let text =
+                format!(r#"{{"version":1,"voters":[],"fencers":[],"profile":{profile},"peers":{{}}}}"#);
             serde_json::from_str::<Settings>(&text).unwrap().configuration().map(|known| known.profile)
         };
         assert_eq!(settings(r#""quick""#), Ok(Profile::QUICK));

@@ -35,6 +35,7 @@ pub fn take_hold() -> Steadiness {
 fn go_first() -> std::io::Result<()> {
     let priority = libc::sched_param { sched_priority: PRIORITY };
     // SAFETY: `priority` lives through the call; 0 is this process.
-    let outcome = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, &priority) };
+    let outcome =
+        unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, &priority) };
     if outcome == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }

@@ -84,7 +84,10 @@ impl Watchdog for DeviceWatchdog {
         let mut given: libc::c_int = seconds;
         control(self.device()?, WDIOC_SETTIMEOUT, &mut given).context("set the watchdog's time-out")?;
         // Drivers round, some of them up.
-        anyhow::ensure!(given <= seconds, "the watchdog makes {given} s of {seconds} s: too long for this profile");
+        anyhow::ensure!(
+            given <= seconds,
+            "the watchdog makes {given} s of {seconds} s: too long for this profile"
+        );
         Ok(())
     }
 

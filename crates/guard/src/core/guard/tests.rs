@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::*;
-use crate::core::event::{Isolation, KillReason, VmUnderLease};
+use crate::core::event::{Isolation, KillReason, State, VmUnderLease};
 use crate::core::page::{HeldLease, PageVm};
 use crate::core::profile::Profile;
 
@@ -185,7 +185,12 @@ fn the_guard_wakes_for_every_instant_that_matters() {
 fn the_watchdog_is_fed_only_while_all_is_well() {
     for (why, vms, reaped, is_fed) in [
         ("no VM under the lease", vec![], false, true),
-        ("one that stays", vec![VmUnderLease { isolation: Isolation::Keep, ..listed(5, false) }], false, true),
+        (
+            "one that stays",
+            vec![VmUnderLease { isolation: Isolation::Keep, ..listed(5, false) }],
+            false,
+            true,
+        ),
         ("killed and not reaped", vec![listed(5, false)], false, false),
         ("killed and reaped", vec![listed(5, false)], true, true),
         ("a start under way", vec![listed(5, true)], true, false),

@@ -14,7 +14,8 @@ fn ms(n: u64) -> BootInstant {
 
 fn membership() -> Membership {
     let voters = [A, B, C].into_iter().collect();
-    let configuration = Configuration { version: 1, voters, fencers: BTreeSet::new(), profile: Profile::QUICK };
+    let configuration =
+        Configuration { version: 1, voters, fencers: BTreeSet::new(), profile: Profile::QUICK };
     Membership::new(configuration).unwrap()
 }
 

@@ -61,10 +61,9 @@ fn one_change_at_a_time_and_never_back() {
 fn until_a_new_profile_is_confirmed_the_shorter_watchdog_holds() {
     let three = Duration::from_secs(3);
     let five = Duration::from_secs(5);
-    for (from, to, at_first, at_last) in [
-        (Profile::QUICK, Profile::STANDARD, three, five),
-        (Profile::STANDARD, Profile::QUICK, three, three),
-    ] {
+    for (from, to, at_first, at_last) in
+        [(Profile::QUICK, Profile::STANDARD, three, five), (Profile::STANDARD, Profile::QUICK, three, three)]
+    {
         let mut membership = Membership::new(configuration(1, &[1], from)).unwrap();
         membership.change(configuration(2, &[1], to), second(1), 9).unwrap();
         assert_eq!(membership.watchdog(), at_first);

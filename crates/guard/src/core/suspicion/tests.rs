@@ -27,11 +27,36 @@ fn a_host_is_silent_when_two_say_so_and_nobody_has_heard_it() {
         ("nobody was asked", &[][..], 10_000, View::Unknown),
         ("one alone may be cut off", &[(1, 9_900, 3, 2_000, 10_000)][..], 10_000, View::Unknown),
         ("two", &[(1, 9_900, 3, 2_000, 10_000), (2, 9_900, 3, 1_500, 10_000)], 10_000, silent),
-        ("a third has heard it", &[(1, 9_900, 3, 2_000, 10_000), (2, 9_900, 3, 1_600, 10_000), (3, 9_900, 3, 100, 10_000)], 10_000, alive),
-        ("asked too long ago", &[(1, 8_000, 3, 2_000, 8_100), (2, 9_900, 3, 2_000, 10_000)], 10_000, View::Unknown),
-        ("silent only since the answer", &[(1, 9_900, 3, 1_400, 10_000), (2, 9_900, 3, 1_400, 10_000)], 10_200, View::Unknown),
-        ("has just begun to listen", &[(1, 9_900, 0, 200, 10_000), (2, 9_900, 3, 2_000, 10_000)], 10_000, View::Unknown),
-        ("never heard, for long", &[(1, 9_900, 0, 60_000, 10_000), (2, 9_900, 3, 2_000, 10_000)], 10_000, silent),
+        (
+            "a third has heard it",
+            &[(1, 9_900, 3, 2_000, 10_000), (2, 9_900, 3, 1_600, 10_000), (3, 9_900, 3, 100, 10_000)],
+            10_000,
+            alive,
+        ),
+        (
+            "asked too long ago",
+            &[(1, 8_000, 3, 2_000, 8_100), (2, 9_900, 3, 2_000, 10_000)],
+            10_000,
+            View::Unknown,
+        ),
+        (
+            "silent only since the answer",
+            &[(1, 9_900, 3, 1_400, 10_000), (2, 9_900, 3, 1_400, 10_000)],
+            10_200,
+            View::Unknown,
+        ),
+        (
+            "has just begun to listen",
+            &[(1, 9_900, 0, 200, 10_000), (2, 9_900, 3, 2_000, 10_000)],
+            10_000,
+            View::Unknown,
+        ),
+        (
+            "never heard, for long",
+            &[(1, 9_900, 0, 60_000, 10_000), (2, 9_900, 3, 2_000, 10_000)],
+            10_000,
+            silent,
+        ),
     ] {
         assert_eq!(view(answers, at), expected, "{why}");
     }

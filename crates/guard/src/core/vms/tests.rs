@@ -142,7 +142,8 @@ fn a_successor_goes_on_with_the_living_and_kills_the_dying_again() {
     vms.freeze(&mut effects);
     assert_eq!(done(&mut effects), [Effect::Freeze { vm: vm(1) }]);
     Vms::resume(&page, None, &mut effects);
-    let killed: Vec<_> = done(&mut effects).into_iter().filter(|e| matches!(e, Effect::Kill { .. })).collect();
+    let killed: Vec<_> =
+        done(&mut effects).into_iter().filter(|e| matches!(e, Effect::Kill { .. })).collect();
     assert_eq!(killed, [Effect::Kill { vm: vm(2) }, Effect::Kill { vm: vm(1) }]);
 }
 

@@ -59,7 +59,10 @@ fn a_promise_holds_a_fence_back_and_a_fence_ends_renewals() {
     let over = ms(100_000) + promise();
     assert_eq!(fence(&mut voter, 3, over.before(Duration::from_nanos(1))), None);
     assert_eq!(fence(&mut voter, 3, over), fenced(3));
-    assert_eq!(renew(&mut voter, 2, over), Some(Message::RenewNack { epoch: Epoch(2), seq: 7, fenced: Epoch(3) }));
+    assert_eq!(
+        renew(&mut voter, 2, over),
+        Some(Message::RenewNack { epoch: Epoch(2), seq: 7, fenced: Epoch(3) })
+    );
     assert_eq!(renew(&mut voter, 4, over), acked(4), "a new epoch is another matter");
 }
 
@@ -91,7 +94,11 @@ fn a_late_farewell_ends_no_promise_to_a_later_epoch() {
 #[test]
 fn a_voter_never_promises_for_longer_than_it_was_silent_or_would_be() {
     let mut voter = Voter::start(Duration::from_secs(1), ms(100_000));
-    assert_eq!(renew(&mut voter, 1, ms(101_500)), None, "quarantine is over, and was too short for this promise");
+    assert_eq!(
+        renew(&mut voter, 1, ms(101_500)),
+        None,
+        "quarantine is over, and was too short for this promise"
+    );
     assert_eq!(renew(&mut voter, 1, ms(100_000) + promise()), acked(1));
     let too_long = Message::Renew { epoch: Epoch(1), seq: 7, promise: PROMISE_MAX + Duration::from_nanos(1) };
     assert_eq!(voter.on_message(H, &too_long, false, ms(900_000)), None);
