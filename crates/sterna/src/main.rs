@@ -1,5 +1,6 @@
-//! The one binary. Wires the crates together and decides nothing: `sterna shim` is QEMU's parent, `sterna server run` and
-//! `sterna agent run` are the two services, `sterna lab` is a small world, and everything else talks to the API.
+//! The one binary. Wires the crates together and decides nothing: `sterna shim` is QEMU's parent, `sterna guard` holds the
+//! host's lease, `sterna server run` and `sterna agent run` are the two services, `sterna lab` is a small world, and
+//! everything else talks to the API.
 
 /// `sterna host check`: can this machine be a host?
 mod check;
@@ -40,6 +41,10 @@ fn main() -> ExitCode {
     if noun == "shim" {
         return shim(&args);
     }
+    // So does a guard, on which every VM of its host depends.
+    if noun == "guard" {
+        return guard(&args);
+    }
     // A second call finds it set; there is one provider in the whole program.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     if SHORT.contains(&noun.as_str()) {
@@ -77,6 +82,18 @@ fn shim(args: &[OsString]) -> ExitCode {
     match args {
         [_, _, launch] => finish(sterna_shim::run(Path::new(launch))),
         _ => finish(Err(anyhow::anyhow!("usage: sterna shim LAUNCH_FILE"))),
+    }
+}
+
+fn guard(args: &[OsString]) -> ExitCode {
+    match args {
+        [_, _, option, path] if option == "--config" => {
+            sterna_base::log::init(sterna_base::log::Format::Text);
+            finish(
+                sterna_guard::Config::read(Path::new(path)).map_err(Into::into).and_then(sterna_guard::run),
+            )
+        }
+        _ => finish(Err(anyhow::anyhow!("usage: sterna guard --config FILE"))),
     }
 }
 
