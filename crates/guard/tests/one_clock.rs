@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 fn sources(under: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(under).unwrap().map(|entry| entry.unwrap().path());
+    let entries = fs::read_dir(under).expect("list sources").map(|entry| entry.expect("list sources").path());
     entries.flat_map(|path| if path.is_dir() { sources(&path) } else { vec![path] }).collect()
 }
 
@@ -14,7 +14,7 @@ fn lines_with(words: &[&str], under: &str) -> Vec<String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(under);
     let mut found = Vec::new();
     for path in sources(&root) {
-        let text = fs::read_to_string(&path).unwrap();
+        let text = fs::read_to_string(&path).expect("read a source");
         let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
         let bad = code.filter(|line| words.iter().any(|word| line.contains(word)));
         found.extend(bad.map(|line| format!("{}: {line}", path.display())));

@@ -123,7 +123,7 @@ impl Fencer {
         let agreed: BTreeSet<HostId> = young.iter().map(|(who, _)| *who).collect();
         let mut sets = self.order.voters.iter();
         let is_proven = sets.len() > 0 && sets.all(|set| set.has_majority(&agreed, self.mutations));
-        is_proven.then(|| Proof {
+        is_proven.then_some(Proof {
             host: self.order.host,
             epoch: self.order.epoch,
             configuration: self.order.configuration,
