@@ -5,7 +5,6 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use clap::builder::PossibleValuesParser;
 
 use crate::bench::table::{MISSED, Table};
 use crate::bench::world::World;
@@ -37,8 +36,8 @@ pub struct BenchArgs {
     /// A short form
     #[arg(long)]
     quick: bool,
-    /// Of wan: this row alone
-    #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(wan::ROWS.iter().copied()))]
+    /// Of wan and migration: this row alone
+    #[arg(long, value_name = "NAME")]
     row: Option<String>,
     /// Of wan: measure also what is finished already
     #[arg(long)]
@@ -88,10 +87,17 @@ impl BenchArgs {
         if !BENCHES.contains(&self.name.as_str()) {
             bail!("there is no benchmark `{}`: {}", self.name, BENCHES.join(", "));
         }
-        if self.name != "wan" && (self.row.is_some() || self.fresh) {
-            bail!("--row and --fresh are for the benchmark `wan`");
+        match (self.name.as_str(), &self.row) {
+            ("wan", _) => drop(self.wish().wanted()?),
+            (name, _) if self.fresh => {
+                bail!("{name} keeps no finished rows: --fresh is for the benchmark `wan`")
+            }
+            ("migration", Some(row)) if !migration::ROWS.contains(&row.as_str()) => {
+                bail!("there is no row `{row}`: {}", migration::ROWS.join(", "))
+            }
+            ("migration", _) | (_, None) => {}
+            (name, Some(_)) => bail!("{name} has no rows: --row is for the benchmarks `wan` and `migration`"),
         }
-        self.wish().wanted()?;
         check_image(&self.image)
     }
 
@@ -132,7 +138,7 @@ fn measure(args: &BenchArgs, lab: &Lab) -> Result<Table> {
         match args.name.as_str() {
             "migration" => {
                 let size = if args.quick { migration::Size::QUICK } else { migration::Size::WHOLE };
-                migration::run(&world, size).await
+                migration::run(&world, size, args.row.as_deref()).await
             }
             "chaos" => chaos::run(&world, if args.quick { 1 } else { 4 }).await,
             "wan" => wan::run(&world, &args.wish()).await,

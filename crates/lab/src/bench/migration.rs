@@ -58,7 +58,10 @@ pub struct Sample {
     pub bytes: f64,
 }
 
-pub async fn run(world: &World, size: Size) -> Result<Table> {
+/// What can be measured alone: pairs beside moves by hand, and many moves of a guest that serves.
+pub const ROWS: [&str; 2] = ["pairs", "moves"];
+
+pub async fn run(world: &World, size: Size, row: Option<&str>) -> Result<Table> {
     let mut table = Table::default();
     let mut pair = Pair::set_up(world, Style::Plain).await?;
     table.note(format!(
@@ -70,11 +73,19 @@ pub async fn run(world: &World, size: Size) -> Result<Table> {
         pair.places[1].namespace
     ));
     table.note("baseline: QEMU by hand, as described in crates/lab/src/bench/plain.rs");
-    let idle = pair.alternate("idle", size.idle_pairs, &REST).await?;
-    let loaded = pair.alternate("loaded", size.pairs, &LOAD).await?;
-    compare(&mut table, &idle, &loaded);
+    if row != Some("moves") {
+        let idle = pair.alternate("idle", size.idle_pairs, &REST).await?;
+        let loaded = pair.alternate("loaded", size.pairs, &LOAD).await?;
+        compare(&mut table, &idle, &loaded);
+    }
     pair.end().await?;
-    back_and_forth(world, &mut table, &pair.vm, size).await?;
+    if row != Some("pairs")
+        && let Err(error) = back_and_forth(world, &mut table, &pair.vm, size).await
+    {
+        // What was measured before took long.
+        table.note(format!("row moves failed: {error:#}"));
+        table.failed("moves");
+    }
     Ok(table)
 }
 
