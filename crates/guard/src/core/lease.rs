@@ -209,7 +209,7 @@ impl Lease {
         Some(Question { epoch, seq, promise })
     }
 
-    /// A voter has granted a renewal. True when it was the one that made a majority, and so the lease longer.
+    /// A voter has granted a renewal. True when it was the one that made a majority, and the deadline now rests on it.
     ///
     /// The caller has let an epoch whose deadline is over expire before it came here: no answer gives that back.
     pub fn on_ack(
@@ -236,7 +236,8 @@ impl Lease {
         let was_candidate = matches!(self.state, State::Candidate { .. });
         self.deadline = if was_candidate { extended } else { self.deadline.max(extended) };
         self.state = State::Held { epoch };
-        true
+        // After a change to a shorter lease, the deadline rests for a while on what was granted before the change.
+        self.deadline == extended
     }
 }
 
