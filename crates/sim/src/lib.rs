@@ -22,6 +22,8 @@ pub mod fault;
 pub mod gateway;
 /// The agent's port to fake QEMUs.
 pub mod hypervisor;
+/// The lease protocol, in a world of its own.
+pub mod lease;
 /// Defects put in on purpose, to test the checker.
 pub mod mutation;
 /// What people ask for.
