@@ -105,7 +105,7 @@ impl World {
         }
         self.note([50, machine as u64, down_ns], || format!("agent {machine} ends"));
         self.end_agent(machine);
-        self.to_guard(machine, Ask::Event(Event::AgentLost));
+        self.tell_guard(machine, Ask::Event(Event::AgentLost));
         let boot = self.machines[machine].boot;
         self.queue.push(self.now + down_ns, Happening::AgentStarts { machine, boot });
     }
@@ -136,7 +136,7 @@ impl World {
 
     fn tell_list(&mut self, machine: usize) {
         let list = self.machines[machine].agent.for_guard();
-        self.to_guard(machine, Ask::Event(Event::VmsChanged(list)));
+        self.tell_guard(machine, Ask::Event(Event::VmsChanged(list)));
     }
 
     /// What was asked of the guard before this one has no answer.
@@ -153,7 +153,7 @@ impl World {
         agent.polls += 1;
         let (life, number) = (agent.life, agent.polls);
         self.ask_store(machine, life, Op::Read);
-        self.to_guard(machine, Ask::Poll { number });
+        self.tell_guard(machine, Ask::Poll { number });
         self.queue.push(self.now + TICK_NS, Happening::AgentTick { machine, life });
     }
 
@@ -165,7 +165,7 @@ impl World {
         }
         agent.list.push(Listed { order, phase: Phase::Asked });
         let list = agent.for_guard();
-        self.to_guard(machine, Ask::Start { list, order });
+        self.tell_guard(machine, Ask::Start { list, order });
     }
 
     pub(crate) fn on_agent_note(&mut self, machine: usize, note: Note) {
@@ -229,7 +229,7 @@ impl World {
         let Some(rows) = &self.machines[machine].agent.rows else { return };
         if status.configuration.is_none_or(|version| version < rows.configuration.version) {
             let event = Event::Configure(rows.configuration.clone());
-            self.to_guard(machine, Ask::Event(event));
+            self.tell_guard(machine, Ask::Event(event));
         }
     }
 
@@ -258,7 +258,7 @@ impl World {
                 let Some(join) = agent.join.take_if(|join| join.token == token) else { return };
                 agent.joined_at_poll = agent.polls;
                 let event = Event::Join { epoch: Epoch(epoch), asked_at: join.asked_at };
-                self.to_guard(machine, Ask::Event(event));
+                self.tell_guard(machine, Ask::Event(event));
             }
         }
     }
@@ -310,6 +310,6 @@ impl World {
             .collect::<Vec<_>>()
             .into_iter()
             .for_each(|vm| self.kill(machine, vm));
-        self.to_guard(machine, Ask::Event(Event::Release));
+        self.tell_guard(machine, Ask::Event(Event::Release));
     }
 }

@@ -91,7 +91,7 @@ impl World {
             if self.controllers.iter().any(|it| it.suspects(host)) {
                 return Some(format!("host {host} is suspected"));
             }
-            if !self.machines[host].lease.is_some_and(|(held, ..)| held == row.epoch) {
+            if self.machines[host].lease.is_none_or(|(held, ..)| held != row.epoch) {
                 return Some(format!("host {host} does not hold epoch {}", row.epoch));
             }
         }

@@ -115,7 +115,7 @@ impl World {
         let controller = &mut self.controllers[index];
         controller.ticks += 1;
         let life = controller.life;
-        let reads = controller.ticks % 2 == 0 || controller.rows.is_none();
+        let reads = controller.ticks.is_multiple_of(2) || controller.rows.is_none();
         self.queue.push(self.now + TICK_NS, Happening::ControllerTick { controller: index, life });
         if reads {
             self.ask_store(self.machines.len() + index, life, Op::Read);

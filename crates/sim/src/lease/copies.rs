@@ -75,7 +75,7 @@ impl World {
         let most = self.setup.weather.kill_ms_max * 1_000_000;
         let delay = self.random.between(1_000_000, most.max(1_000_000));
         let Some(copy) = self.copy_at(machine, vm) else {
-            self.to_guard(machine, Ask::Event(Event::Reaped { vm: vm_id(vm) }));
+            self.tell_guard(machine, Ask::Event(Event::Reaped { vm: vm_id(vm) }));
             return;
         };
         let (id, is_first) = (copy.id, !copy.is_killed && !copy.hangs);
@@ -104,8 +104,8 @@ impl World {
         self.note([33, copy.host as u64, id], || {
             format!("host {} has no process of vm {} any more", copy.host, copy.vm)
         });
-        self.to_guard(copy.host, Ask::Event(Event::Reaped { vm: vm_id(copy.vm) }));
-        self.to_agent(copy.host, Note::ProcessGone { vm: copy.vm, epoch: copy.epoch });
+        self.tell_guard(copy.host, Ask::Event(Event::Reaped { vm: vm_id(copy.vm) }));
+        self.tell_agent(copy.host, Note::ProcessGone { vm: copy.vm, epoch: copy.epoch });
     }
 }
 

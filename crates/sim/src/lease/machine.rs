@@ -77,12 +77,12 @@ impl Machine {
 }
 
 impl World {
-    pub(crate) fn to_guard(&mut self, machine: usize, ask: Ask) {
+    pub(crate) fn tell_guard(&mut self, machine: usize, ask: Ask) {
         let life = self.machines[machine].guard_life;
         self.queue.push(self.now + SOCKET_NS, Happening::ToGuard { machine, life, ask });
     }
 
-    pub(crate) fn to_agent(&mut self, machine: usize, note: Note) {
+    pub(crate) fn tell_agent(&mut self, machine: usize, note: Note) {
         let life = self.machines[machine].agent.life;
         self.queue.push(self.now + SOCKET_NS, Happening::ToAgent { machine, life, note });
     }
@@ -213,13 +213,13 @@ impl World {
                 self.note([45, machine as u64, u64::from(answer.is_ok())], || {
                     format!("guard {machine} may start {order:?}: {answer:?}")
                 });
-                self.to_agent(machine, Note::Start { order, answer });
+                self.tell_agent(machine, Note::Start { order, answer });
             }
             Ask::Poll { number } => {
                 let it = &self.machines[machine];
                 let Some(guard) = &it.guard else { return };
                 let status = Box::new(guard.status(it.clock.at(self.now)));
-                self.to_agent(machine, Note::Status { number, status });
+                self.tell_agent(machine, Note::Status { number, status });
             }
         }
     }
