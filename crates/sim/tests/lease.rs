@@ -81,7 +81,7 @@ fn print_rate(script: Script, outcomes: &[Outcome], took: Duration) {
 }
 
 #[test]
-fn storm() {
+fn no_storm_of_faults_makes_two_copies_run_or_leaves_a_vm_behind() {
     let script = script();
     if let Some(seed) = number("STERNA_LEASE_SEED") {
         let (outcome, trace) = replay(script, seed, Mutations::default(), usize::MAX);
