@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 use sterna_base::units::{Bytes, Span};
 use sterna_model::meta::Name;
 
@@ -12,6 +13,9 @@ const RUN_AS: u32 = 64_711;
 
 /// A VM sent away for a repair or an outage is back within days.
 const FORMER_KEPT: Span = Span::from_secs(7 * 24 * 3600);
+
+/// Images and growing disks need it.
+const FORMER_FREE_PERCENT: u8 = 10;
 
 /// Beside WireGuard's usual one, which the machine may use for itself.
 pub const TUNNEL_PORT: u16 = 51_830;
@@ -58,6 +62,9 @@ pub struct Config {
     /// earlier where a pool is nearly full.
     #[serde(default = "default_former_kept")]
     pub former_kept: Span,
+    /// Less than this share of a pool free is nearly full; 0: only their time ends them.
+    #[serde(default = "default_former_free", deserialize_with = "percent")]
+    pub former_free_percent: u8,
 }
 
 /// What runs guest code.
@@ -104,6 +111,15 @@ fn default_former_kept() -> Span {
     FORMER_KEPT
 }
 
+fn default_former_free() -> u8 {
+    FORMER_FREE_PERCENT
+}
+
+fn percent<'de, D: Deserializer<'de>>(from: D) -> Result<u8, D::Error> {
+    let number = u8::deserialize(from)?;
+    if number <= 100 { Ok(number) } else { Err(D::Error::custom("must be 0 to 100")) }
+}
+
 impl Config {
     pub fn read(path: &Path) -> Result<Self, Error> {
         let text =
@@ -143,8 +159,17 @@ mod tests {
         let config: Config = toml::from_str("server = \"10.0.0.1:7443\"\nhost = \"a1\"").unwrap();
         assert_eq!(config.run_dir, Path::new("/run/sterna"));
         assert_eq!((config.run_as_uid, config.accel), (RUN_AS, Accel::Auto));
-        assert_eq!(config.former_kept.to_string(), "7d");
+        assert_eq!((config.former_kept.to_string().as_str(), config.former_free_percent), ("7d", 10));
         assert_eq!(config.certificate(), Path::new("/var/lib/sterna/agent/host.pem"));
+    }
+
+    #[test]
+    fn a_share_above_the_whole_is_refused() {
+        let text = |percent| {
+            format!("server = \"10.0.0.1:7443\"\nhost = \"a1\"\nformer_free_percent = {percent}")
+        };
+        assert_eq!(toml::from_str::<Config>(&text(100)).unwrap().former_free_percent, 100);
+        assert!(toml::from_str::<Config>(&text(101)).unwrap_err().to_string().contains("0 to 100"));
     }
 
     #[test]

@@ -30,7 +30,7 @@ use crate::machine::MachineResources;
 use crate::network::{Networks, TunnelSettings};
 use crate::process;
 use crate::qemu_hypervisor::{QemuHypervisor, Settings};
-use crate::storage::{self, Storage, User};
+use crate::storage::{self, Limits, Storage, User};
 use crate::vm::board::Board;
 use crate::vm::fleet::Fleet;
 use crate::vm::record::Files;
@@ -155,7 +155,7 @@ async fn storage(config: &Config, identity: &Identity) -> anyhow::Result<Storage
         run_as: User { uid: config.run_as_uid, gid: config.run_as_gid },
         qemu_img: process::find_program(Path::new("qemu-img")),
         storage_daemon: process::find_program(Path::new("qemu-storage-daemon")),
-        former_kept: config.former_kept.0,
+        former: Limits { age_max: config.former_kept.0, free_min: config.former_free_percent },
     };
     Ok(Storage::new(settings, Arc::new(FromServer(identity.clone()))))
 }

@@ -36,7 +36,6 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use sterna_base::units::Bytes;
 use sterna_model::host::PoolSeen;
@@ -53,6 +52,7 @@ use uuid::Uuid;
 pub use chain::Opened;
 pub use error::Error;
 pub use folder::User;
+pub use former::Limits;
 pub use image::{Fetched, Fetcher};
 
 use former::Sweeper;
@@ -77,7 +77,7 @@ pub struct Settings {
     pub qemu_img: PathBuf,
     pub storage_daemon: PathBuf,
     /// How long copies of volumes that moved away are kept.
-    pub former_kept: Duration,
+    pub former: Limits,
 }
 
 /// Storage of this host; clones share it.
@@ -94,7 +94,7 @@ impl Storage {
     #[must_use]
     pub fn new(settings: Settings, fetcher: Arc<dyn Fetcher>) -> Self {
         let user = settings.run_as;
-        let sweeper = Arc::new(Sweeper::new(settings.former_kept));
+        let sweeper = Arc::new(Sweeper::new(settings.former));
         let maker = Maker { qemu_img: img::Tool::new(&settings.qemu_img), fetcher, user };
         let pools = Arc::new(Pools::new(settings));
         let work = Arc::new(Work::new(Arc::clone(&pools), maker));

@@ -125,6 +125,7 @@ pub fn join_host(lab: &Lab, host: Host, share: Share) -> Result<()> {
     ];
     sterna(lab, Some(&space), &args).with_context(|| format!("join {name}"))?;
     append(Path::new(&new), &share_settings(share)).context("set the host's share of the machine")?;
+    append(Path::new(&new), SHARED_DISK).context("say that the host's disk is shared")?;
     // Only now is it joined: a crash before leads to a new token.
     std::fs::rename(new, settings).context("keep the agent's settings")
 }
@@ -148,6 +149,9 @@ fn join_token(answer: &str) -> Result<String> {
     let token = value["token"].as_str().or(value.as_str());
     token.map(str::to_owned).context("find the join token in the answer")
 }
+
+/// The hosts of a lab have their pools on one disk, which others fill: how full it is says nothing about a host.
+const SHARED_DISK: &str = "former_free_percent = 0\n";
 
 fn share_settings(share: Share) -> String {
     let cpus = share.cpus.map(|cpus| format!("cpus = {}\n", cpus.ceil().max(1.0)));

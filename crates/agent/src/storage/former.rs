@@ -27,9 +27,6 @@ use super::error::{Error, blocking};
 use super::folder::{self, Folder, Space};
 use super::{image, volume};
 
-/// Copies go, oldest first, while less than this share of a pool is free: a tenth. Images and growing disks need it.
-const FREE_SHARE: u64 = 10;
-
 /// How often shelves are looked at; nobody waits for the room.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
 
@@ -116,9 +113,17 @@ fn names(uid: Uuid) -> [String; 2] {
     [Format::Qcow2, Format::Raw].map(|format| volume::file_name(uid, format))
 }
 
+/// How long copies may stay on the shelves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    pub age_max: Duration,
+    /// Copies go, oldest first, while less than this share of a pool is free; in percent.
+    pub free_min: u8,
+}
+
 /// Keeps the shelves from filling their pools.
 pub struct Sweeper {
-    kept: Duration,
+    limits: Limits,
     pools: Mutex<BTreeMap<Name, Turn>>,
 }
 
@@ -130,8 +135,8 @@ enum Turn {
 }
 
 impl Sweeper {
-    pub fn new(kept: Duration) -> Self {
-        Self { kept, pools: Mutex::default() }
+    pub fn new(limits: Limits) -> Self {
+        Self { limits, pools: Mutex::default() }
     }
 
     fn pools(&self) -> MutexGuard<'_, BTreeMap<Name, Turn>> {
@@ -147,8 +152,8 @@ impl Sweeper {
             }
             let sweeper = Arc::clone(self);
             tokio::spawn(async move {
-                let kept = sweeper.kept;
-                if let Err(error) = blocking(move || sweep(&folder, kept, SystemTime::now())).await {
+                let limits = sweeper.limits;
+                if let Err(error) = blocking(move || sweep(&folder, limits, SystemTime::now())).await {
                     tracing::warn!(%pool, why = error.explain(), "former copies not swept");
                 }
                 sweeper.pools().insert(pool, Turn::Swept(Instant::now()));
@@ -180,9 +185,9 @@ struct Shelved {
     bytes: u64,
 }
 
-fn sweep(pool: &Folder, kept: Duration, now: SystemTime) -> Result<(), Error> {
+fn sweep(pool: &Folder, limits: Limits, now: SystemTime) -> Result<(), Error> {
     let copies = list(pool, now)?;
-    for copy in surplus(copies, pool.space()?, kept) {
+    for copy in surplus(copies, pool.space()?, limits) {
         let name = &copy.name;
         // Not there: taken or removed meanwhile.
         let Some(file) = volume::open(pool.former(), name)? else { continue };
@@ -227,12 +232,12 @@ fn is_copy(name: &str) -> bool {
 
 /// The copies that have to go: those kept long enough, then the oldest until the pool has room again. What a removal
 /// frees is counted, not asked: file systems say so only later.
-fn surplus(mut copies: Vec<Shelved>, space: Space, kept: Duration) -> Vec<Shelved> {
+fn surplus(mut copies: Vec<Shelved>, space: Space, limits: Limits) -> Vec<Shelved> {
     copies.sort_by(|one, other| other.age.cmp(&one.age).then_with(|| one.name.cmp(&other.name)));
-    let free_min = space.capacity / FREE_SHARE;
+    let free_min = space.capacity / 100 * u64::from(limits.free_min);
     let mut free = space.free;
     copies.retain(|copy| {
-        let goes = copy.age > kept || free < free_min;
+        let goes = copy.age > limits.age_max || free < free_min;
         if goes {
             free = free.saturating_add(copy.bytes);
         }
@@ -246,6 +251,7 @@ mod tests {
     use super::*;
 
     const HOUR: Duration = Duration::from_secs(3600);
+    const LIMITS: Limits = Limits { age_max: Duration::from_secs(24 * 3600), free_min: 10 };
 
     fn copy(name: &str, hours: u32, bytes: u64) -> Shelved {
         Shelved { name: name.to_owned(), age: hours * HOUR, bytes }
@@ -254,7 +260,7 @@ mod tests {
     fn gone(free: u64) -> Vec<String> {
         let copies = vec![copy("young", 1, 5), copy("old", 20, 5), copy("twin", 20, 5), copy("older", 30, 5)];
         let space = Space { capacity: 100, free };
-        surplus(copies, space, 24 * HOUR).into_iter().map(|copy| copy.name).collect()
+        surplus(copies, space, LIMITS).into_iter().map(|copy| copy.name).collect()
     }
 
     #[test]
@@ -267,12 +273,14 @@ mod tests {
         assert_eq!(gone(0), ["older", "old"]);
         let space = Space { capacity: 1000, free: 0 };
         let all = vec![copy("young", 1, 5), copy("old", 20, 5)];
-        assert_eq!(surplus(all, space, 24 * HOUR).len(), 2, "all may go, and it is still not enough");
+        assert_eq!(surplus(all.clone(), space, LIMITS).len(), 2, "all may go, and it is still not enough");
+        let full = Limits { free_min: 0, ..LIMITS };
+        assert_eq!(surplus(all, space, full), [], "none goes for its room where none is wanted");
     }
 
     #[test]
     fn a_shelf_is_swept_once_a_minute_and_never_twice_at_a_time() {
-        let (sweeper, start) = (Sweeper::new(HOUR), Instant::now());
+        let (sweeper, start) = (Sweeper::new(LIMITS), Instant::now());
         let [one, other] = ["one", "other"].map(|name| Name::new(name).unwrap());
         assert!(sweeper.begin(&one, start));
         assert!(!sweeper.begin(&one, start + HOUR), "a sweep that hangs is not joined by another");
