@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use sterna_base::units::{Bytes, Span};
 use sterna_model::forecast::LoadSample;
-use sterna_model::line::Line;
+use sterna_model::line::{Laying, Line};
 use sterna_model::meta::Name;
 use sterna_model::migration::Progress;
 use sterna_wire::assignment::{Carry, Machine, Outgoing};
@@ -219,13 +219,13 @@ pub trait Guest: Clone + Send + Sync + 'static {
     fn press_power_button(&self) -> impl Future<Output = Result<(), GuestError>> + Send;
     fn reset(&self) -> impl Future<Output = Result<(), GuestError>> + Send;
 
-    /// Target: listens, once in the life of a copy; asked again, answers the same. With `channels`: for one copy that calls
-    /// the other, encrypted.
+    /// Target: listens, once in the life of a copy; asked again, answers the same. With `laying`: for one copy that calls
+    /// the other like that.
     fn listen(
         &self,
         at: IpAddr,
         carry: Option<&Carry>,
-        channels: Option<u8>,
+        laying: Option<Laying>,
     ) -> impl Future<Output = Result<Listening, GuestError>> + Send;
 
     /// Target, after completion: takes the image locks while still paused.

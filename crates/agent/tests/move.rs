@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use sterna_base::units::Span;
-use sterna_model::line::{Line, LineKey};
+use sterna_model::line::{Laying, Line, LineKey};
 use sterna_model::migration::SideState;
 use sterna_model::vm::{CopyState, Exit, Power};
 use sterna_qemu::boot::{self, Pace};
@@ -27,8 +27,8 @@ fn shim_entry() {
 struct Pair {
     a: Host,
     b: Host,
-    /// Of the line between them; `None`: in clear.
-    channels: Option<u8>,
+    /// The line between them; `None`: one connection in clear.
+    laying: Option<Laying>,
     disk: PathBuf,
     folder: tempfile::TempDir,
 }
@@ -36,11 +36,17 @@ struct Pair {
 /// Where and how the target wants to be called.
 type Call = (SocketAddr, Option<Line>);
 
-fn incoming(host: &Host, epoch: u64, migration: &str, channels: Option<u8>) -> VmAssignment {
+fn encrypted(channels: u8) -> Option<Laying> {
+    Some(Laying { channels, is_encrypted: true })
+}
+
+fn incoming(host: &Host, epoch: u64, migration: &str, laying: Option<Laying>) -> VmAssignment {
     let listen = "127.0.0.1".parse().unwrap();
     let machine = Box::new(host.machine());
     let migration = name(migration);
-    order(UID, epoch, Role::Incoming { migration, machine, listen, carry: None, channels })
+    let channels = laying.map(|laying| laying.channels);
+    let in_clear = laying.is_some_and(|laying| !laying.is_encrypted);
+    order(UID, epoch, Role::Incoming { migration, machine, listen, carry: None, channels, in_clear })
 }
 
 fn outgoing(migration: &str, (to, line): &Call, cancel: bool) -> Outgoing {
@@ -71,23 +77,23 @@ fn is_released(host: &Host) -> bool {
 impl Pair {
     /// The guest runs on `a` under epoch 3, and goes over one encrypted connection.
     async fn new(qemu: &(PathBuf, Version)) -> Self {
-        Self::with(qemu, Some(0)).await
+        Self::with(qemu, encrypted(0)).await
     }
 
-    async fn with(qemu: &(PathBuf, Version), channels: Option<u8>) -> Self {
+    async fn with(qemu: &(PathBuf, Version), laying: Option<Laying>) -> Self {
         let folder = folder();
         let disk = disk(folder.path(), &boot::writer(Pace::Flat));
         let a = Host::start(&folder.path().join("a"), qemu, &disk);
         let b = Host::start(&folder.path().join("b"), qemu, &disk);
         a.order(vec![owns(UID, 3, a.owner())]);
         a.runs(UID, 3).await;
-        let pair = Self { a, b, channels, disk, folder };
+        let pair = Self { a, b, laying, disk, folder };
         pair.writes().await;
         pair
     }
 
     async fn prepare(&self) -> Call {
-        self.b.order(vec![incoming(&self.b, 4, "m", self.channels)]);
+        self.b.order(vec![incoming(&self.b, 4, "m", self.laying)]);
         eventually("the target listens", || listens(&self.b).is_some()).await;
         listens(&self.b).unwrap()
     }
@@ -120,9 +126,11 @@ impl Pair {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guest_moves_and_the_old_copy_goes() {
     // QEMU 7.2 is told to use one connection alone.
-    let ways = [(7, None), (7, Some(0)), (10, None), (10, Some(0)), (10, Some(2))];
-    for (qemu, channels) in ways.into_iter().filter_map(|(major, channels)| Some((qemu(major)?, channels))) {
-        let pair = Pair::with(&qemu, channels).await;
+    let in_clear = Some(Laying { channels: 2, is_encrypted: false });
+    let ways =
+        [(7, None), (7, encrypted(0)), (10, None), (10, in_clear), (10, encrypted(0)), (10, encrypted(2))];
+    for (qemu, laying) in ways.into_iter().filter_map(|(major, laying)| Some((qemu(major)?, laying))) {
+        let pair = Pair::with(&qemu, laying).await;
         let (a, b) = (&pair.a, &pair.b);
         let begun = Instant::now();
         pair.hand_over().await;
@@ -134,7 +142,7 @@ async fn a_guest_moves_and_the_old_copy_goes() {
         a.order(vec![]);
         b.order(vec![continues(b, 4)]);
         b.runs(UID, 4).await;
-        eprintln!("{}, {channels:?}: {outcome:?}; order to running {:?}", qemu.1, decided.elapsed());
+        eprintln!("{}, {laying:?}: {outcome:?}; order to running {:?}", qemu.1, decided.elapsed());
         assert!(!b.run_directory(UID).join("line/keys.psk").exists(), "the key of the move is left");
         assert_eq!(b.side(UID), Some(SideState::Continued { loading: None, answered: None }));
         a.order(vec![order(UID, 3, Role::Release)]);
@@ -155,12 +163,12 @@ async fn a_guest_moves_and_the_old_copy_goes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn agents_that_die_in_the_middle_find_their_place_again() {
     let Some(qemu) = qemu(10) else { return };
-    let Pair { a, b, channels, disk, folder } = Pair::new(&qemu).await;
-    b.order(vec![incoming(&b, 4, "m", channels)]);
+    let Pair { a, b, laying, disk, folder } = Pair::new(&qemu).await;
+    b.order(vec![incoming(&b, 4, "m", laying)]);
     eventually("the target listens", || listens(&b).is_some()).await;
     let to = listens(&b).unwrap();
     let b = b.restart().await;
-    b.order(vec![incoming(&b, 4, "m", channels)]);
+    b.order(vec![incoming(&b, 4, "m", laying)]);
     eventually("still the same place and key", || listens(&b).as_ref() == Some(&to)).await;
     a.order(vec![sends(&a, 3, &to, false)]);
     // From here on QEMU goes on by itself, and may have completed before the next agent looks.
@@ -182,7 +190,7 @@ async fn agents_that_die_in_the_middle_find_their_place_again() {
     assert!(matches!(a.state(UID), Some(CopyState::Paused { .. })));
     a.order(vec![order(UID, 3, Role::Release)]);
     eventually("gone", || matches!(a.state(UID), Some(CopyState::Stopped { .. }))).await;
-    let pair = Pair { a, b, channels, disk, folder };
+    let pair = Pair { a, b, laying, disk, folder };
     pair.writes().await;
     pair.end(|pair| &pair.b, 5).await;
 }
@@ -281,13 +289,13 @@ fn is_kept(host: &Host, migration: &str) -> bool {
 async fn only_who_holds_the_key_of_the_move_may_send() {
     for (major, channels) in [(7, 0), (10, 0), (10, 2)] {
         let Some(qemu) = qemu(major) else { continue };
-        let pair = Pair::with(&qemu, Some(channels)).await;
+        let pair = Pair::with(&qemu, encrypted(channels)).await;
         let a = &pair.a;
         let (to, line) = pair.prepare().await;
         let line = line.unwrap();
         assert_eq!(line.channels, channels);
         // Another key, and none at all.
-        let other = Line { key: LineKey::new([7; 32]), ..line.clone() };
+        let other = Line { key: Some(LineKey::new([7; 32])), ..line.clone() };
         for (migration, wrong) in [("x", Some(other)), ("y", None)] {
             let outgoing = outgoing(migration, &(to, wrong), false);
             a.order(vec![owns(UID, 3, Owner { outgoing: Some(outgoing), ..a.owner() })]);

@@ -1,4 +1,4 @@
-//! The encrypted line from one QEMU to the other: how it is laid, and the key that both ends hold for one move.
+//! The line from one QEMU to the other: how it is laid, and the key that both ends hold for one move.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,10 +9,20 @@ use serde::{Deserialize, Serialize};
 /// nobody shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Line {
-    pub key: LineKey,
+    /// Absent: in clear.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<LineKey>,
     /// Connections for memory beside the first; 0: the first carries everything.
     #[serde(default)]
     pub channels: u8,
+}
+
+/// How a line is to be laid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Laying {
+    /// As in [`Line`].
+    pub channels: u8,
+    pub is_encrypted: bool,
 }
 
 /// 32 random bytes as 64 hexadecimal digits. Checked, because it goes into a file that QEMU reads; its digits are in no
@@ -82,9 +92,11 @@ mod tests {
 
     #[test]
     fn a_log_has_no_digit_of_a_key() {
-        let line = Line { key: LineKey::new([0xa5; 32]), channels: 2 };
+        let line = Line { key: Some(LineKey::new([0xa5; 32])), channels: 2 };
         assert!(!format!("{line:?}").contains("a5"), "{line:?}");
-        let stored = serde_json::to_string(&line).unwrap();
-        assert_eq!(serde_json::from_str::<Line>(&stored).unwrap(), line);
+        for line in [Line { key: None, ..line.clone() }, line] {
+            let stored = serde_json::to_string(&line).unwrap();
+            assert_eq!(serde_json::from_str::<Line>(&stored).unwrap(), line);
+        }
     }
 }

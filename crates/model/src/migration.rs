@@ -77,9 +77,12 @@ pub struct MigrationDecision {
     pub target: Option<Name>,
     #[serde(default)]
     pub via: Via,
-    /// From one QEMU to the other: encrypted connections for memory beside the first; 0: one in clear carries everything.
+    /// From one QEMU to the other: connections for memory beside the first; 0: one in clear carries everything.
     #[serde(default)]
     pub channels: u8,
+    /// Those connections are not encrypted.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub in_clear: bool,
     /// Volumes that go with it, because the target cannot open them where they are.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<VolumeMove>,

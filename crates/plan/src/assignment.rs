@@ -78,6 +78,7 @@ fn of_vm(view: &View, vm: &Vm<'_>, host: &Host<'_>) -> Option<VmAssignment> {
                     machine: Box::new(machine),
                     listen: host.spec.addresses.for_migration(),
                     channels: (moving.channels > 0).then_some(moving.channels),
+                    in_clear: moving.in_clear,
                 };
                 return role(moving.next_epoch, incoming);
             }

@@ -84,6 +84,7 @@ impl Move<'_> {
             target: None,
             via: Via::Direct,
             channels: 0,
+            in_clear: false,
             volumes: Vec::new(),
             method: String::new(),
             started: self.now,
@@ -135,6 +136,7 @@ impl Move<'_> {
             target: Some(target.0.clone()),
             via: route.via,
             channels: route.channels,
+            in_clear: route.in_clear,
             volumes: route.volumes,
             method: route.why,
             ..decision.clone()

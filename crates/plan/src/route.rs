@@ -17,6 +17,8 @@ use crate::volume;
 const CHANNELS_SINCE: u32 = 10;
 /// Guests need the others: half of a host's CPUs may work for one move.
 const CPUS_A_CHANNEL: u32 = 2;
+/// In clear a processor copies as fast as a line takes it, but QEMU's own thread does not: it is helped by this many.
+const CHANNELS_IN_CLEAR: u8 = 2;
 /// More than this many gain nothing on the lines that hosts have.
 const CHANNELS_MAX: u8 = 8;
 
@@ -24,8 +26,10 @@ const CHANNELS_MAX: u8 = 8;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
     pub via: Via,
-    /// From one QEMU to the other: encrypted connections for memory beside the first; 0: one in clear carries everything.
+    /// From one QEMU to the other: connections for memory beside the first; 0: one in clear carries everything.
     pub channels: u8,
+    /// Those connections are not encrypted.
+    pub in_clear: bool,
     pub volumes: Vec<VolumeMove>,
     /// Why it is this one, in words.
     pub why: String,
@@ -41,18 +45,18 @@ pub fn route(view: &View, vm: &Vm<'_>, host: &Host<'_>) -> Result<Route, String>
     let source = view.host(&decision.owner.host);
     let is_far = source.is_some_and(|source| source.spec.datacentre != host.spec.datacentre);
     if !is_far && volumes.is_empty() {
-        let (channels, how) = channels(source.as_ref(), host);
+        let (channels, in_clear, how) = channels(source.as_ref(), host);
         let why = format!("memory only, straight from host to host: every volume is in a shared pool; {how}");
-        return Ok(Route { via: Via::Direct, channels, volumes, why });
+        return Ok(Route { via: Via::Direct, channels, in_clear, volumes, why });
     }
     let why = explain(is_far.then_some(&host.spec.datacentre), &volumes);
-    Ok(Route { via: Via::Mover, channels: 0, volumes, why })
+    Ok(Route { via: Via::Mover, channels: 0, in_clear: false, volumes, why })
 }
 
 /// To encrypt 400 MB keeps a processor of each host busy for 2 s in QEMU, and to copy them for a third of one: a line is
 /// filled by encrypted connections only where several processors are free for them.
-fn channels(source: Option<&Host<'_>>, target: &Host<'_>) -> (u8, String) {
-    let one = |why: String| (0, format!("in clear over one connection: {why}"));
+fn channels(source: Option<&Host<'_>>, target: &Host<'_>) -> (u8, bool, String) {
+    let one = |why: String| (0, true, format!("in clear over one connection: {why}"));
     let hosts = source.into_iter().chain([target]);
     let known = Vec::from_iter(hosts.filter_map(|host| Some((host.name, host.report?))));
     if known.len() < 2 {
@@ -63,11 +67,17 @@ fn channels(source: Option<&Host<'_>>, target: &Host<'_>) -> (u8, String) {
     }
     let cpus = known.iter().map(|(_, report)| report.cpus).min().unwrap_or(0);
     match u8::try_from(cpus / CPUS_A_CHANNEL).unwrap_or(CHANNELS_MAX).min(CHANNELS_MAX) {
-        0 | 1 => one(format!("the smaller host has {cpus} CPUs, too few to encrypt as fast as it can send")),
+        0 | 1 => {
+            let how = format!(
+                "in clear over {CHANNELS_IN_CLEAR} connections: the smaller host has {cpus} CPUs, too few to encrypt \
+                 as fast as it can send"
+            );
+            (CHANNELS_IN_CLEAR, true, how)
+        }
         channels => {
             let how =
                 format!("encrypted by QEMU over {channels} connections: each host has {cpus} CPUs or more");
-            (channels, how)
+            (channels, false, how)
         }
     }
 }

@@ -15,9 +15,9 @@ fn role(world: &World, host: &str) -> Option<(u64, Role)> {
     Some((found.epoch, found.role))
 }
 
-fn channels(world: &World) -> (u8, String) {
+fn channels(world: &World) -> (u8, bool, String) {
     let decision = world.view.migrations[&name("m")].decision.as_ref().expect("it is decided");
-    (decision.channels, decision.method.clone())
+    (decision.channels, decision.in_clear, decision.method.clone())
 }
 
 /// `web` is asked to move from a1 to a2, which are so.
@@ -37,8 +37,8 @@ fn asked_between(hosts: [(u32, &str); 2]) -> World {
 fn a_line_has_as_many_connections_as_both_hosts_have_processors_for() {
     let modern = "10.0.2";
     for (hosts, expected, why) in [
-        ([(2, modern), (64, modern)], 0, "the smaller host has 2 CPUs"),
-        ([(64, modern), (3, modern)], 0, "the smaller host has 3 CPUs"),
+        ([(2, modern), (64, modern)], 2, "in clear over 2 connections: the smaller host has 2 CPUs"),
+        ([(64, modern), (3, modern)], 2, "the smaller host has 3 CPUs"),
         (
             [(4, modern), (64, modern)],
             2,
@@ -50,17 +50,17 @@ fn a_line_has_as_many_connections_as_both_hosts_have_processors_for() {
         ([(64, modern), (64, "9.2.4")], 0, "QEMU 9.2.4 on host a2 is older than 10.0"),
         ([(64, modern), (64, "a fork")], 0, "QEMU a fork on host a2 is older than 10.0"),
     ] {
-        let (channels, method) = channels(&asked_between(hosts));
+        let (channels, in_clear, method) = channels(&asked_between(hosts));
         assert_eq!(channels, expected, "{hosts:?}: {method}");
         assert!(method.contains(why), "{hosts:?}: {method}");
-        assert_eq!(method.contains("in clear"), channels == 0, "{hosts:?}: {method}");
+        assert_eq!(method.contains("in clear"), in_clear, "{hosts:?}: {method}");
     }
 }
 
 #[test]
 fn a_small_host_is_not_told_to_encrypt() {
     let world = asked_between([(2, "10.0.2"), (2, "10.0.2")]);
-    let Some((2, Role::Incoming { channels: None, .. })) = role(&world, "a2") else {
+    let Some((2, Role::Incoming { channels: Some(2), in_clear: true, .. })) = role(&world, "a2") else {
         panic!("{:?}", role(&world, "a2"))
     };
 }
@@ -68,10 +68,12 @@ fn a_small_host_is_not_told_to_encrypt() {
 #[test]
 fn the_source_is_told_the_line_that_the_target_laid() {
     let mut world = asked_between([(4, "10.0.2"), (4, "10.0.2")]);
-    let Some((2, Role::Incoming { channels: Some(2), carry: None, .. })) = role(&world, "a2") else {
+    let Some((2, Role::Incoming { channels: Some(2), in_clear: false, carry: None, .. })) =
+        role(&world, "a2")
+    else {
         panic!("{:?}", role(&world, "a2"))
     };
-    let line = Some(Line { key: LineKey::new([7; 32]), channels: 2 });
+    let line = Some(Line { key: Some(LineKey::new([7; 32])), channels: 2 });
     let listening = SideState::Listening { at: "10.0.0.12:4000".into(), line: line.clone() };
     world.report_side("web", "a2", 2, CopyState::Incoming, Some(("m", listening)));
     world.settle();

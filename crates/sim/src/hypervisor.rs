@@ -9,7 +9,7 @@ use sterna_agent::hypervisor::{
 };
 use sterna_base::units::{Bytes, Span};
 use sterna_model::forecast::LoadSample;
-use sterna_model::line::{Line, LineKey};
+use sterna_model::line::{Laying, Line, LineKey};
 use sterna_model::migration::Progress;
 use sterna_wire::assignment::{Carry, Outgoing};
 use tokio::sync::mpsc;
@@ -291,7 +291,7 @@ impl Guest for Held {
         &self,
         at: IpAddr,
         carry: Option<&Carry>,
-        channels: Option<u8>,
+        laying: Option<Laying>,
     ) -> Result<Listening, GuestError> {
         if let Some(carry) = carry {
             return Ok(Listening { at: self.receive(at, carry.session).await?, line: None });
@@ -303,7 +303,10 @@ impl Guest for Held {
         let listening = self
             .tell(|qemu| {
                 if qemu.listens.is_none() {
-                    qemu.line = channels.map(|channels| Line { key: LineKey::new(key), channels });
+                    qemu.line = laying.map(|laying| Line {
+                        key: laying.is_encrypted.then(|| LineKey::new(key)),
+                        channels: laying.channels,
+                    });
                 }
                 let at = *qemu.listens.get_or_insert(SocketAddr::new(at, port));
                 Ok(Listening { at, line: qemu.line.clone() })

@@ -86,9 +86,12 @@ pub enum Role {
         /// Absent: one QEMU calls the other.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         carry: Option<Carry>,
-        /// One QEMU calls the other: encrypted, with so many connections beside the first. Absent: in clear.
+        /// One QEMU calls the other with so many connections beside the first. Absent: with one, in clear.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         channels: Option<u8>,
+        /// Those are not encrypted.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        in_clear: bool,
     },
     /// This host does not own the VM: end and reap whatever is left of it here.
     Release,

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use sterna_base::units::{Bytes, Span};
 use sterna_model::forecast::{LoadSample, Written};
+use sterna_model::line::Laying;
 use sterna_model::migration::Progress;
 use sterna_qemu::qmp::client::{Error, Heard};
 use sterna_qemu::qmp::event::Event;
@@ -188,14 +189,14 @@ impl Guest for QemuGuest {
         &self,
         at: IpAddr,
         carry: Option<&Carry>,
-        channels: Option<u8>,
+        laying: Option<Laying>,
     ) -> Result<Listening, GuestError> {
         if let Some(carry) = carry {
             let qemu = (&self.client, &*self.directory);
             let at = self.carriers.receive(self.uid, carry, at, qemu).await?;
             return Ok(Listening { at, line: None });
         }
-        self.listen_straight(at, channels).await
+        self.listen_straight(at, laying).await
     }
 
     async fn activate_disks(&self) -> Result<(), GuestError> {

@@ -51,7 +51,17 @@ fn continues(epoch: u64, migration: &str) -> Order {
 fn incoming(epoch: u64, migration: &str) -> Order {
     let listen = "127.0.0.1".parse().unwrap();
     let machine = Box::new(machine());
-    given(epoch, Role::Incoming { migration: name(migration), machine, listen, carry: None, channels: None })
+    given(
+        epoch,
+        Role::Incoming {
+            migration: name(migration),
+            machine,
+            listen,
+            carry: None,
+            channels: None,
+            in_clear: false,
+        },
+    )
 }
 
 fn sends(epoch: u64, migration: &str, cancel: bool) -> Order {

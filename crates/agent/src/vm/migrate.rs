@@ -15,6 +15,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use sterna_base::units::Span;
+use sterna_model::line::Laying;
 use sterna_model::meta::Name;
 use sterna_model::migration::{MigrationReport, Outcome, SideState};
 use sterna_model::vm::Power;
@@ -43,9 +44,9 @@ impl<H: Hypervisor, R: Resources> Work<H, R> {
         migration: &Name,
         at: IpAddr,
         carry: Option<&Carry>,
-        channels: Option<u8>,
+        laying: Option<Laying>,
     ) -> Done<H::Guest> {
-        let Listening { at, line } = self.guest()?.listen(at, carry, channels).await?;
+        let Listening { at, line } = self.guest()?.listen(at, carry, laying).await?;
         self.note_side(migration, SideState::Listening { at: at.to_string(), line })?;
         self.view().await
     }

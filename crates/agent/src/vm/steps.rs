@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use sterna_model::line::Laying;
 use sterna_model::meta::Name;
 use sterna_model::migration::{MigrationReport, SideState};
 use sterna_model::vm::Exit;
@@ -103,8 +104,9 @@ impl<H: Hypervisor, R: Resources> Work<H, R> {
             (Step::Receive, Role::Incoming { migration, machine, .. }) => {
                 self.start(order.epoch, Title::Incoming(migration.clone()), machine, 0).await
             }
-            (Step::Listen, Role::Incoming { migration, listen, carry, channels, .. }) => {
-                self.listen(migration, *listen, carry.as_ref(), *channels).await
+            (Step::Listen, Role::Incoming { migration, listen, carry, channels, in_clear, .. }) => {
+                let laying = channels.map(|channels| Laying { channels, is_encrypted: !in_clear });
+                self.listen(migration, *listen, carry.as_ref(), laying).await
             }
             (step, Role::Owner(owner)) => self.perform_owned(step, order.epoch, owner).await,
             (_, _) => Ok(Found::Again),

@@ -103,7 +103,7 @@ impl Line {
         let is_far = here != *there;
         // Whoever may not go there is told why by the order; what it would take does not depend on it.
         let via = if is_far { Via::Mover } else { Via::Direct };
-        let fallback = |why| Route { via, channels: 0, volumes: vec![], why };
+        let fallback = |why| Route { via, channels: 0, in_clear: false, volumes: vec![], why };
         let way = route(view, vm, host).unwrap_or_else(fallback);
         let mut line = Self::assumed(way.via, is_far);
         let round_trip = is_far.then(|| line.take_round_trip(view, (&here, there)));

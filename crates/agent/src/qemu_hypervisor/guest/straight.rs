@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use sterna_model::line::Line;
+use sterna_model::line::{Laying, Line};
 use sterna_qemu::qmp::migration::{Address, Capability, Parameters};
 use sterna_qemu::qmp::tls::Endpoint;
 use sterna_wire::assignment::Outgoing;
@@ -22,15 +22,17 @@ impl QemuGuest {
     pub(super) async fn listen_straight(
         &self,
         at: IpAddr,
-        channels: Option<u8>,
+        laying: Option<Laying>,
     ) -> Result<Listening, GuestError> {
         let files = self.line_files();
         let line = match self.client.incoming_port().await? {
-            None => self.open(at, channels, &files).await?,
+            None => self.open(at, laying, &files).await?,
             // An earlier agent had it listen and did not live to say so.
             Some(_) => {
                 let key = files.read().map_err(line::refused)?;
-                key.zip(channels).map(|(key, channels)| Line { key, channels })
+                laying
+                    .filter(|laying| key.is_some() || !laying.is_encrypted)
+                    .map(|Laying { channels, .. }| Line { key, channels })
             }
         };
         let port = self.client.incoming_port().await?;
@@ -41,17 +43,20 @@ impl QemuGuest {
     async fn open(
         &self,
         at: IpAddr,
-        channels: Option<u8>,
+        laying: Option<Laying>,
         files: &Files,
     ) -> Result<Option<Line>, GuestError> {
         // Announced after the guest runs, not when it has merely arrived.
         let mut parameters = Parameters { announce_rounds: Some(0), ..Parameters::default() };
-        let line = match channels {
-            Some(channels) => Some(Line { key: line::draw().map_err(line::refused)?, channels }),
+        let line = match laying {
+            Some(Laying { channels, is_encrypted: true }) => {
+                Some(Line { key: Some(line::draw().map_err(line::refused)?), channels })
+            }
+            Some(Laying { channels, is_encrypted: false }) => Some(Line { key: None, channels }),
             None => None,
         };
         self.lay(line.as_ref(), Endpoint::Server, (&[], &[]), &mut parameters).await?;
-        if line.is_none() {
+        if line.as_ref().is_none_or(|line| line.key.is_none()) {
             // Of a key that is not for this line nothing may be told.
             files.remove().map_err(line::refused)?;
         }
@@ -84,9 +89,9 @@ impl QemuGuest {
         if channels > 0 { &mut on } else { &mut off }.push(Capability::Multifd);
         self.client.set_migration_capabilities(&on, &off).await?;
         parameters.multifd_channels = (channels > 0).then_some(channels);
-        let credentials = match line {
-            Some(line) => {
-                line::give(&self.client, endpoint, &self.line_files(), &line.key).await?;
+        let credentials = match line.and_then(|line| line.key.as_ref()) {
+            Some(key) => {
+                line::give(&self.client, endpoint, &self.line_files(), key).await?;
                 CREDENTIALS
             }
             None => IN_CLEAR,

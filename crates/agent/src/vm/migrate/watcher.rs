@@ -16,9 +16,12 @@ use crate::hypervisor::{Figures, Guest, Limits};
 
 /// A transfer that moves no byte for this long is given up. There is no limit on its total time.
 const STALL: Duration = Duration::from_secs(30);
-/// The part of the allowed pause that is tried first, and for how long after the first pass.
+/// The part of the allowed pause that is tried first.
 const SHORT_SHARE: u64 = 3;
-const SHORT_PATIENCE: Duration = Duration::from_secs(1);
+/// For how long after the first pass it is tried: over a far line for about a pass, between neighbours for several, and
+/// no longer than a person would notice.
+const SHORT_PATIENCE_CARRIED: Duration = Duration::from_secs(1);
+const SHORT_PATIENCE_STRAIGHT: Duration = Duration::from_millis(250);
 /// Of progress.
 const SAMPLE_EVERY: Duration = Duration::from_millis(250);
 
@@ -44,12 +47,13 @@ impl Watcher {
     ) -> Self {
         let verdict = Arc::<Mutex<Verdict>>::default();
         let told = Arc::clone(&verdict);
+        // The mover itself knows how long a line may be gone.
+        let is_carried = outgoing.as_ref().is_some_and(|outgoing| outgoing.carry.is_some());
         let mut watch = Watch {
-            max_downtime: outgoing.as_ref().map(|outgoing| outgoing.max_downtime),
-            // The mover itself knows how long a line may be gone.
-            is_carried: outgoing.is_some_and(|outgoing| outgoing.carry.is_some()),
+            max_downtime: outgoing.map(|outgoing| outgoing.max_downtime),
+            is_carried,
             moved: (Bytes::default(), Instant::now()),
-            ladder: Ladder::default(),
+            ladder: Ladder::new(if is_carried { SHORT_PATIENCE_CARRIED } else { SHORT_PATIENCE_STRAIGHT }),
             passes: Passes::default(),
         };
         let task = tokio::spawn(async move {
@@ -119,14 +123,18 @@ impl Drop for Watcher {
 
 /// How long the guest may stand still at the end. QEMU hands over as soon as what remains fits the limit, so a short one
 /// is tried first, for a moment: one more pass is cheaper than a longer pause.
-#[derive(Default)]
 pub struct Ladder {
+    patience: Duration,
     /// When the first pass was seen to be over.
     first_pass: Option<Instant>,
     is_climbed: bool,
 }
 
 impl Ladder {
+    fn new(patience: Duration) -> Self {
+        Self { patience, first_pass: None, is_climbed: false }
+    }
+
     pub fn first(max_downtime: Span) -> Span {
         Span::from_millis((max_downtime.as_millis() / SHORT_SHARE).max(1))
     }
@@ -137,7 +145,7 @@ impl Ladder {
         if rounds >= 2 {
             self.first_pass.get_or_insert(now);
         }
-        !self.is_climbed && self.first_pass.is_some_and(|at| now >= at + SHORT_PATIENCE)
+        !self.is_climbed && self.first_pass.is_some_and(|at| now >= at + self.patience)
     }
 }
 
@@ -157,13 +165,14 @@ mod tests {
     fn the_whole_pause_is_allowed_only_after_a_short_one_was_tried() {
         assert_eq!(Ladder::first(Span::from_millis(300)), Span::from_millis(100));
         assert_eq!(Ladder::first(Span::from_millis(1)), Span::from_millis(1));
-        let (mut ladder, now) = (Ladder::default(), Instant::now());
+        let patience = SHORT_PATIENCE_STRAIGHT;
+        let (mut ladder, now) = (Ladder::new(patience), Instant::now());
         let later = now + Duration::from_secs(60);
         assert!(!ladder.climbs(1, now));
         assert!(!ladder.climbs(1, later), "the first pass may take as long as it takes");
         assert!(!ladder.climbs(2, later));
-        assert!(ladder.climbs(3, later + SHORT_PATIENCE));
+        assert!(ladder.climbs(3, later + patience));
         ladder.is_climbed = true;
-        assert!(!ladder.climbs(3, later + SHORT_PATIENCE));
+        assert!(!ladder.climbs(3, later + patience));
     }
 }
