@@ -29,7 +29,7 @@ use crate::hypervisor::{
 };
 use crate::resources::Resources;
 pub(super) use passes::Hopeless;
-use watcher::Ladder;
+use watcher::Rung;
 pub(super) use watcher::Watcher;
 
 mod passes;
@@ -69,7 +69,7 @@ impl<H: Hypervisor, R: Resources> Work<H, R> {
         let Some(outgoing) = &owner.outgoing else { return Ok(Found::Again) };
         // Noted first: a successor of this agent that finds a transfer must know which one it is.
         self.note_side(&outgoing.migration, SideState::Sending)?;
-        let limits = Limits { max_downtime: Ladder::first(outgoing.max_downtime) };
+        let limits = Limits { max_downtime: Rung::of(outgoing).pause(outgoing.max_downtime) };
         match self.guest()?.send(outgoing, limits).await {
             Ok(()) => {
                 tracing::info!(vm = %self.name, migration = %outgoing.migration, to = %outgoing.to, "sending");

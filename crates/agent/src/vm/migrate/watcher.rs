@@ -16,12 +16,30 @@ use crate::hypervisor::{Figures, Guest, Limits};
 
 /// A transfer that moves no byte for this long is given up. There is no limit on its total time.
 const STALL: Duration = Duration::from_secs(30);
-/// The part of the allowed pause that is tried first.
-const SHORT_SHARE: u64 = 3;
-/// For how long after the first pass it is tried: over a far line for about a pass, between neighbours for several, and
-/// no longer than a person would notice.
-const SHORT_PATIENCE_CARRIED: Duration = Duration::from_secs(1);
-const SHORT_PATIENCE_STRAIGHT: Duration = Duration::from_millis(250);
+/// What is tried before the whole of the allowed pause.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rung {
+    /// This part of it, in thirds,
+    thirds: u64,
+    /// for so long after the first pass.
+    patience: Duration,
+}
+
+impl Rung {
+    /// Over a far line a pass takes long, and so does what is left for the pause.
+    pub const CARRIED: Self = Self { thirds: 1, patience: Duration::from_secs(1) };
+    /// Between neighbours a pass is short, and each shorter pause costs one more. The last third is for what QEMU does not
+    /// count: the handover.
+    pub const STRAIGHT: Self = Self { thirds: 2, patience: Duration::from_millis(250) };
+
+    pub fn of(outgoing: &Outgoing) -> Self {
+        if outgoing.carry.is_some() { Self::CARRIED } else { Self::STRAIGHT }
+    }
+
+    pub fn pause(self, max_downtime: Span) -> Span {
+        Span::from_millis((max_downtime.as_millis().saturating_mul(self.thirds) / 3).max(1))
+    }
+}
 /// Of progress.
 const SAMPLE_EVERY: Duration = Duration::from_millis(250);
 
@@ -47,13 +65,13 @@ impl Watcher {
     ) -> Self {
         let verdict = Arc::<Mutex<Verdict>>::default();
         let told = Arc::clone(&verdict);
-        // The mover itself knows how long a line may be gone.
-        let is_carried = outgoing.as_ref().is_some_and(|outgoing| outgoing.carry.is_some());
+        let rung = outgoing.as_ref().map_or(Rung::STRAIGHT, Rung::of);
         let mut watch = Watch {
-            max_downtime: outgoing.map(|outgoing| outgoing.max_downtime),
-            is_carried,
+            max_downtime: outgoing.as_ref().map(|outgoing| outgoing.max_downtime),
+            // The mover itself knows how long a line may be gone.
+            is_carried: outgoing.is_some_and(|outgoing| outgoing.carry.is_some()),
             moved: (Bytes::default(), Instant::now()),
-            ladder: Ladder::new(if is_carried { SHORT_PATIENCE_CARRIED } else { SHORT_PATIENCE_STRAIGHT }),
+            ladder: Ladder::new(rung.patience),
             passes: Passes::default(),
         };
         let task = tokio::spawn(async move {
@@ -135,10 +153,6 @@ impl Ladder {
         Self { patience, first_pass: None, is_climbed: false }
     }
 
-    pub fn first(max_downtime: Span) -> Span {
-        Span::from_millis((max_downtime.as_millis() / SHORT_SHARE).max(1))
-    }
-
     /// Whether it is time for the whole of what the user allows.
     fn climbs(&mut self, rounds: u64, now: Instant) -> bool {
         // QEMU counts a pass when it begins.
@@ -163,9 +177,10 @@ mod tests {
 
     #[test]
     fn the_whole_pause_is_allowed_only_after_a_short_one_was_tried() {
-        assert_eq!(Ladder::first(Span::from_millis(300)), Span::from_millis(100));
-        assert_eq!(Ladder::first(Span::from_millis(1)), Span::from_millis(1));
-        let patience = SHORT_PATIENCE_STRAIGHT;
+        let pauses = |rung: Rung| [300, 1].map(|ms| rung.pause(Span::from_millis(ms)).as_millis());
+        assert_eq!(pauses(Rung::CARRIED), [100, 1]);
+        assert_eq!(pauses(Rung::STRAIGHT), [200, 1]);
+        let patience = Rung::STRAIGHT.patience;
         let (mut ladder, now) = (Ladder::new(patience), Instant::now());
         let later = now + Duration::from_secs(60);
         assert!(!ladder.climbs(1, now));
