@@ -28,6 +28,8 @@ pub struct Blueprint {
     pub parts: Parts,
     /// Waits for a migration instead of booting.
     pub incoming: bool,
+    /// Times that it was started again under this epoch.
+    pub restart: u32,
 }
 
 /// What the host has made ready for a copy.

@@ -30,6 +30,8 @@ pub mod power;
 pub mod record;
 /// What is told to the server.
 mod report;
+/// Whether and when a copy that ended unasked is started again: a pure function.
+pub mod restart;
 /// Makes copies ready and starts them.
 mod start;
 /// Carries out steps.
@@ -42,6 +44,7 @@ use std::time::Duration;
 use sterna_base::clock::Clock;
 use sterna_model::meta::Name;
 use sterna_model::vm::VmReport;
+use sterna_wire::assignment::VmAssignment;
 use sterna_wire::up::Up;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -53,6 +56,7 @@ use crate::resources::Resources;
 use board::Board;
 use decide::{Body, Due, Known, Order, Step};
 use record::{Cause, Notes, Records, Seen};
+use restart::{Past, Turn};
 use steps::{Outcome, Work};
 
 /// How often the power button is pressed while a guest has not shut down: one that boots does not hear it.
@@ -64,6 +68,8 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// Events tell of each change at once; this only catches what they missed.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 const LOOK_EVERY_MIGRATING: Duration = Duration::from_secs(1);
+/// While a restart in place waits: a server that is back may know better.
+const LOOK_EVERY_CRASHED: Duration = Duration::from_secs(1);
 /// For the end of a stream that was let go. Nothing has run here yet: giving up costs a pause, and no guest.
 const LOAD_PATIENCE: Duration = Duration::from_secs(20);
 
@@ -136,6 +142,8 @@ pub struct Vm<H: Hypervisor, R: Resources> {
     uid: Uuid,
     ports: Arc<Ports<H, R>>,
     order: watch::Receiver<Order>,
+    /// Its order before this agent started.
+    kept: Option<VmAssignment>,
     body: Body,
     guest: Option<H::Guest>,
     happenings: Option<Happenings>,
@@ -146,6 +154,8 @@ pub struct Vm<H: Hypervisor, R: Resources> {
     starting: watch::Sender<Option<(u64, String)>>,
     /// The body may have changed since it was looked at.
     is_stale: bool,
+    /// The copy was lost while the present job was under way: that it fails is no reason to wait.
+    is_lost_meanwhile: bool,
     timers: Timers,
     sender: Option<migrate::Watcher>,
     load: Option<load::Sampler>,
@@ -160,7 +170,14 @@ pub struct Vm<H: Hypervisor, R: Resources> {
 }
 
 impl<H: Hypervisor, R: Resources> Vm<H, R> {
-    pub fn new(name: Name, uid: Uuid, ports: Arc<Ports<H, R>>, order: watch::Receiver<Order>) -> Self {
+    /// `kept`: its order before this agent started, for as long as there is no newer one.
+    pub fn new(
+        name: Name,
+        uid: Uuid,
+        ports: Arc<Ports<H, R>>,
+        order: watch::Receiver<Order>,
+        kept: Option<VmAssignment>,
+    ) -> Self {
         let now = Instant::now();
         let timers =
             Timers { asked: None, pressed: None, ran: None, not_before: None, owned: None, looked: now };
@@ -169,6 +186,7 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
             uid,
             ports,
             order,
+            kept,
             body: Body::Unknown,
             guest: None,
             happenings: None,
@@ -177,6 +195,7 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
             job: None,
             starting: watch::Sender::new(None),
             is_stale: false,
+            is_lost_meanwhile: false,
             timers,
             sender: None,
             load: None,
@@ -220,6 +239,7 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
                 self.happenings = None;
                 self.body = Body::Unknown;
                 self.timers.not_before = None;
+                self.is_lost_meanwhile = is_busy;
             }
             // The shortest way from QEMU's word to the handover: no question in between.
             (Happened::TransferCompleted, Body::Alive(view)) if !is_busy => {
@@ -242,6 +262,7 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
     fn look_every(&self) -> Duration {
         match &self.body {
             Body::Alive(View { transfer: Transfer::Going | Transfer::Held, .. }) => LOOK_EVERY_MIGRATING,
+            Body::Crashed(_) => LOOK_EVERY_CRASHED,
             _ => LOOK_EVERY,
         }
     }
@@ -259,6 +280,9 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
         self.timers.owned.into_iter().for_each(|owned| at_latest(owned + LOAD_PATIENCE));
         if matches!(&self.body, Body::Alive(View { run: Run::Paused(Pause::IoError), .. })) {
             self.timers.ran.into_iter().for_each(|ran| at_latest(ran + RETRY_IO_EVERY));
+        }
+        if let Turn::After(left) = self.restart_turn() {
+            at_latest(Instant::now() + left);
         }
         // Something overdue waits for the present job: no need to spin.
         let soonest = Instant::now() + Duration::from_millis(5);
@@ -284,7 +308,19 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
             hopeless: self.given_up.or_else(|| self.sender.as_ref().and_then(migrate::Watcher::hopeless)),
             is_cancelling: self.is_cancelling,
             is_overdue: self.timers.owned.is_some_and(|since| since.elapsed() >= LOAD_PATIENCE),
+            restart: self.restart_turn(),
         }
+    }
+
+    /// What a crashed copy waits for.
+    fn restart_turn(&self) -> Turn {
+        let (Body::Crashed(crash), Some(notes)) = (&self.body, &self.notes) else { return Turn::default() };
+        let order = self.order.borrow();
+        let kept = restart::recalled(self.kept.as_ref(), self.seen.as_ref(), Some(notes));
+        let owner = order.owner().or(kept.map(|(_, owner)| owner));
+        let carried = owner.and_then(|owner| owner.restart_here).unwrap_or(0);
+        let past = Past { carried, restarts: &notes.restarts, began: notes.began };
+        restart::turn(past, crash, self.ports.clock.now(), *self.ports.link.borrow())
     }
 
     /// Decides and begins the next step, unless a job is under way.
@@ -314,6 +350,13 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
         }
         tracing::debug!(vm = %self.name, ?step, "vm step");
         self.note_time(&step);
+        let order = match (order, &self.kept) {
+            // What was decided before the server was heard rests on what it said last.
+            (Order::Unknown, Some(kept)) if matches!(step, Step::StartAgain { .. } | Step::Run) => {
+                Order::Given(Box::new(kept.clone()))
+            }
+            (order, _) => order,
+        };
         self.begin(step.clone(), |work| work.perform(step, order));
     }
 
@@ -328,7 +371,8 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
 
     fn decide(&self, order: &Order) -> Step {
         let (notes, seen) = (self.notes.as_ref(), self.seen.as_ref());
-        decide::next(Known { order, body: &self.body, notes, seen, due: self.due() })
+        let kept = self.kept.as_ref();
+        decide::next(Known { order, body: &self.body, notes, seen, kept, due: self.due() })
     }
 
     fn note_time(&mut self, step: &Step) {
@@ -341,7 +385,7 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
             Step::Run => self.timers.ran = now,
             Step::CancelSend => (self.given_up, self.is_cancelling) = (self.due().hopeless, true),
             Step::Send => (self.given_up, self.is_cancelling) = (None, false),
-            Step::Relent | Step::Start | Step::Receive => self.timers.asked = None,
+            Step::Relent | Step::Start | Step::StartAgain { .. } | Step::Receive => self.timers.asked = None,
             _ => {}
         }
     }
@@ -373,6 +417,7 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
             self.timers.not_before = Some(Instant::now() + RETRY_AFTER);
             return;
         };
+        let is_lost = std::mem::take(&mut self.is_lost_meanwhile);
         self.notes = outcome.notes;
         self.seen = outcome.seen;
         match outcome.found {
@@ -386,7 +431,7 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
         }
         if let Some(why) = outcome.trouble {
             tracing::warn!(vm = %self.name, ?step, %why, "vm step did not succeed");
-            self.timers.not_before = Some(Instant::now() + RETRY_AFTER);
+            self.timers.not_before = (!is_lost).then(|| Instant::now() + RETRY_AFTER);
             self.is_stale = true;
         }
         if step == Some(Step::Continue) {

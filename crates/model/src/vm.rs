@@ -8,6 +8,7 @@ use sterna_base::units::{Bytes, Span};
 use utoipa::ToSchema;
 
 use crate::cpu::Accel;
+use crate::health::HealthReport;
 use crate::meta::Name;
 use crate::migration::MigrationReport;
 use crate::network::Mac;
@@ -208,6 +209,9 @@ pub struct VmReport {
     pub reset_request: u64,
     #[schema(value_type = String, format = DateTime)]
     pub since: Timestamp,
+    /// What the host did for it by itself.
+    #[serde(default, skip_serializing_if = "HealthReport::is_empty")]
+    pub health: HealthReport,
 }
 
 /// One copy of a VM on one host.

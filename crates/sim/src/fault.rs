@@ -209,6 +209,7 @@ impl World {
         let at = &mut state.hosts[host];
         at.boot += 1;
         at.notes.clear();
+        at.assignment = None;
         if forgets {
             at.seen.clear();
         }

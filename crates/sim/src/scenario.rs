@@ -104,6 +104,8 @@ pub struct Expect {
     pub on: Option<String>,
     /// How often it booted from its disk.
     pub boots: Option<u64>,
+    /// What it is owned under; the first start's is 1.
+    pub epoch: Option<u64>,
 }
 
 /// What came of a run.
@@ -318,6 +320,12 @@ fn expectations(world: &World, scenario: &Scenario) -> Vec<String> {
         let host = found.decision().map_or("nowhere", |decision| decision.owner.host.as_str());
         if !allowed.contains(host) {
             wrong.push(format!("{vm} is on {host}, expected {allowed}"));
+        }
+    }
+    if let (Some(epoch), Some(found)) = (scenario.expect.epoch, &found) {
+        let owned = found.decision().map_or(0, |decision| decision.owner.epoch);
+        if owned != epoch {
+            wrong.push(format!("{vm} is owned under {owned}, expected {epoch}"));
         }
     }
     if let (Some(boots), Some(found)) = (scenario.expect.boots, &found) {

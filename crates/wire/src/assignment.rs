@@ -106,6 +106,10 @@ pub struct Owner {
     /// Present: send this VM's memory away.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outgoing: Option<Outgoing>,
+    /// Present: a copy that ends without being asked may be started again here under the same epoch, before anybody is
+    /// asked; the number is that of the restarts in a row before this epoch. Absent: the server decides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restart_here: Option<u32>,
 }
 
 /// An order to the source of a migration.

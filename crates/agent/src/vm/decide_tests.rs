@@ -1,6 +1,8 @@
 //! One test a rule; each line of a table is a situation and the step it leads to.
 
 use super::*;
+use crate::vm::restart::Restarts;
+use sterna_base::clock::Timestamp;
 use sterna_base::units::{Bytes, Span};
 use sterna_model::cpu::Accel;
 use sterna_model::migration::{MigrationReport, Outcome};
@@ -32,6 +34,7 @@ fn owner() -> Owner {
         shutdown_timeout: Span::from_secs(30),
         continues: None,
         outgoing: None,
+        restart_here: None,
     }
 }
 
@@ -88,6 +91,8 @@ fn as_owner(epoch: u64) -> Option<Notes> {
         reset_request: 0,
         ending: None,
         taps: vec![],
+        restarts: Restarts::default(),
+        began: Timestamp::default(),
     })
 }
 
@@ -125,7 +130,7 @@ fn step(order: &Order, body: &Body, notes: &Option<Notes>, seen: &Option<Seen>) 
 }
 
 fn step_due(order: &Order, body: &Body, notes: &Option<Notes>, seen: &Option<Seen>, due: Due) -> Step {
-    next(Known { order, body, notes: notes.as_ref(), seen: seen.as_ref(), due })
+    next(Known { order, body, notes: notes.as_ref(), seen: seen.as_ref(), kept: None, due })
 }
 
 type Case = (Order, Body, Option<Notes>, Option<Seen>, Step);

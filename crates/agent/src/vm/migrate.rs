@@ -22,6 +22,7 @@ use sterna_wire::assignment::{Carry, Owner};
 
 use super::decide::Order;
 use super::record::{Seen, Title};
+use super::restart::Restarts;
 use super::steps::{self, Done, Found, Stop, Work};
 use crate::hypervisor::{
     Figures, Guest, GuestError, Hypervisor, Limits, Listening, Pause, Run, Transfer, View,
@@ -202,10 +203,13 @@ impl<H: Hypervisor, R: Resources> Work<H, R> {
         if self.seen.as_ref().is_none_or(|seen| seen.epoch != epoch) {
             self.remember(Seen { name: self.name.clone(), epoch, title: Title::Owner, exit: None })?;
         }
+        let now = self.ports.clock.now();
         let continued = self.migration().ok().filter(|_| was_target);
         self.note(|notes| {
             notes.epoch = epoch;
             notes.title = Title::Owner;
+            notes.began = now;
+            notes.restarts = Restarts::default();
             notes.reset_request = owner.reset_request;
             notes.migration = continued.map(|migration| MigrationReport {
                 migration,

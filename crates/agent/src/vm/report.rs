@@ -6,6 +6,7 @@ use sterna_wire::up::{Up, VmSeen};
 use super::Vm;
 use super::decide::Body;
 use super::record::{Cause, Notes, Title};
+use super::restart::Crash;
 use crate::hypervisor::{Hypervisor, Pause, Run, View};
 use crate::resources::Resources;
 
@@ -47,9 +48,12 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
         let since = self.ports.clock.now();
         if let Some((epoch, step)) = self.starting.borrow().clone() {
             let state = CopyState::Starting { step };
-            return Some(VmReport { epoch, state, migration: None, reset_request: 0, since });
+            let notes = self.notes.as_ref().filter(|notes| notes.epoch == epoch);
+            let health = notes.map(|notes| notes.restarts.report()).unwrap_or_default();
+            return Some(VmReport { epoch, state, migration: None, reset_request: 0, since, health });
         }
         let notes = self.notes.as_ref();
+        let health = notes.map(|notes| notes.restarts.report()).unwrap_or_default();
         match &self.body {
             Body::Unknown | Body::Absent => None,
             Body::Alive(view) => {
@@ -60,6 +64,18 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
                     migration: notes.migration.clone(),
                     reset_request: notes.reset_request,
                     since,
+                    health,
+                })
+            }
+            Body::Crashed(crash) => {
+                let notes = notes?;
+                Some(VmReport {
+                    epoch: notes.epoch,
+                    state: CopyState::Starting { step: self.what_a_crash_waits_for(crash) },
+                    migration: notes.migration.clone(),
+                    reset_request: notes.reset_request,
+                    since,
+                    health,
                 })
             }
             Body::Ended(exit) => {
@@ -71,8 +87,18 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
                     migration: notes.and_then(|notes| notes.migration.clone()),
                     reset_request: notes.map_or(0, |notes| notes.reset_request),
                     since,
+                    health: notes.map(|notes| notes.restarts.report()).unwrap_or_default(),
                 })
             }
+        }
+    }
+
+    /// The same words for as long as the wait lasts: a report is sent for each change.
+    fn what_a_crash_waits_for(&self, crash: &Crash) -> String {
+        let tried = self.notes.as_ref().map_or(0, |notes| notes.restarts.recent(crash.at));
+        match tried {
+            0 => format!("to be started again: {}", crash.why()),
+            tried => format!("to be started again, after {tried} times in 10 minutes: {}", crash.why()),
         }
     }
 }

@@ -14,6 +14,7 @@ use super::Ports;
 use super::decide::{Body, Order, Step};
 use super::power;
 use super::record::{Cause, Notes, Seen, Title};
+use super::restart::{self, Crash, Restarts};
 use crate::hypervisor::{Guest, GuestError, Happenings, Hypervisor, Look, Pause, Run, View};
 use crate::resources::Resources;
 
@@ -100,6 +101,7 @@ impl<H: Hypervisor, R: Resources> Work<H, R> {
             (Step::Start, Role::Owner(owner)) => {
                 self.start(order.epoch, Title::Owner, &owner.machine, owner.reset_request).await
             }
+            (Step::StartAgain { why }, Role::Owner(owner)) => self.start_again(order.epoch, owner, why).await,
             (Step::Receive, Role::Incoming { migration, machine, .. }) => {
                 self.start(order.epoch, Title::Incoming(migration.clone()), machine, 0).await
             }
@@ -222,6 +224,8 @@ impl<H: Hypervisor, R: Resources> Work<H, R> {
             reset_request: 0,
             ending: None,
             taps: Vec::new(),
+            restarts: Restarts::default(),
+            began: self.ports.clock.now(),
         }
     }
 
@@ -236,6 +240,10 @@ impl<H: Hypervisor, R: Resources> Work<H, R> {
             return Ok(Found::Gone(Body::Ended(exit)));
         }
         let exit = power::exit_of(record, self.notes.as_ref().and_then(|notes| notes.ending));
+        if noted == record.epoch && restart::is_open(&exit, self.notes.as_ref(), self.seen.as_ref()) {
+            tracing::warn!(vm = %self.name, epoch = noted, ?exit, "vm ended unasked");
+            return Ok(Found::Gone(Body::Crashed(Crash { exit, at: self.ports.clock.now() })));
+        }
         let title = self.notes.as_ref().map_or(Title::Owner, |notes| notes.title.clone());
         tracing::info!(vm = %self.name, epoch = noted, ?exit, "vm ended");
         self.remember(Seen { name: self.name.clone(), epoch: noted, title, exit: Some(exit.clone()) })?;
