@@ -14,12 +14,16 @@
 pub mod adopt;
 /// What is here of every VM, for inventories.
 pub mod board;
+/// Has a guest asked whether it is well, for as long as that may be asked.
+mod care;
 /// The next step: a pure function.
 pub mod decide;
 /// Asks guests that were moved here whether they answer.
 mod echo;
 /// All tasks, and who gets which order.
 pub mod fleet;
+/// Guests that fail while their QEMU is well.
+pub mod health;
 /// Measures what a guest uses.
 mod load;
 /// Both sides of a live migration.
@@ -55,6 +59,8 @@ use crate::hypervisor::{Happened, Happenings, Hypervisor, Pause, Run, Transfer, 
 use crate::resources::Resources;
 use board::Board;
 use decide::{Body, Due, Known, Order, Step};
+use health::Fault;
+use health::monitor::Monitor;
 use record::{Cause, Notes, Records, Seen};
 use restart::{Past, Turn};
 use steps::{Outcome, Work};
@@ -160,6 +166,9 @@ pub struct Vm<H: Hypervisor, R: Resources> {
     sender: Option<migrate::Watcher>,
     load: Option<load::Sampler>,
     echo: echo::Echo,
+    monitor: Option<Monitor>,
+    /// What is wrong with the guest, until something was done about it.
+    fault: Option<Fault>,
     /// After so long a guest that was moved here answered; not noted yet.
     answered: Option<Duration>,
     is_cancelling: bool,
@@ -200,6 +209,8 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
             sender: None,
             load: None,
             echo: echo::Echo::default(),
+            monitor: None,
+            fault: None,
             answered: None,
             is_cancelling: false,
             given_up: None,
@@ -223,6 +234,7 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
                 outcome = finished(&mut self.job) => self.on_outcome(outcome),
                 changed = self.order.changed() => if changed.is_err() { return },
                 answered = self.echo.heard() => self.answered = answered,
+                heard = care::heard(&mut self.monitor) => self.on_heard(heard),
                 _ = starting.changed() => {}
                 () = tokio::time::sleep_until(wake) => self.on_time(),
             }
@@ -246,6 +258,7 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
                 view.transfer = Transfer::Completed;
                 self.is_stale = true;
             }
+            (Happened::WatchdogBit, _) => self.fault = Some(Fault::Watchdog),
             (Happened::TransferHeld, Body::Alive(view)) if !is_busy => view.transfer = Transfer::Held,
             (Happened::Resumed, Body::Alive(view)) if !is_busy => view.run = Run::Running,
             _ => self.is_stale = true,
@@ -278,7 +291,7 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
             at_latest(pressed + PRESS_EVERY);
         }
         self.timers.owned.into_iter().for_each(|owned| at_latest(owned + LOAD_PATIENCE));
-        if matches!(&self.body, Body::Alive(View { run: Run::Paused(Pause::IoError), .. })) {
+        if matches!(&self.body, Body::Alive(View { run: Run::Paused(Pause::IoError(_)), .. })) {
             self.timers.ran.into_iter().for_each(|ran| at_latest(ran + RETRY_IO_EVERY));
         }
         if let Turn::After(left) = self.restart_turn() {
@@ -309,6 +322,7 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
             is_cancelling: self.is_cancelling,
             is_overdue: self.timers.owned.is_some_and(|since| since.elapsed() >= LOAD_PATIENCE),
             restart: self.restart_turn(),
+            may_reset: self.notes.as_ref().is_none_or(|n| n.resets.may_reset(self.ports.clock.now())),
         }
     }
 
@@ -327,6 +341,7 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
     fn begin_next(&mut self) {
         let order = self.order.borrow_and_update().clone();
         self.mind_the_arrival(&order);
+        self.mind_the_health(&order);
         if self.job.is_some() || self.timers.not_before.is_some_and(|at| at > Instant::now()) {
             return;
         }
@@ -371,8 +386,8 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
 
     fn decide(&self, order: &Order) -> Step {
         let (notes, seen) = (self.notes.as_ref(), self.seen.as_ref());
-        let kept = self.kept.as_ref();
-        decide::next(Known { order, body: &self.body, notes, seen, kept, due: self.due() })
+        let (kept, fault) = (self.kept.as_ref(), self.fault.as_ref());
+        decide::next(Known { order, body: &self.body, notes, seen, kept, fault, due: self.due() })
     }
 
     fn note_time(&mut self, step: &Step) {
@@ -382,7 +397,7 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
                 self.timers.asked = self.timers.asked.or(now);
                 self.timers.pressed = now;
             }
-            Step::Run => self.timers.ran = now,
+            Step::Run | Step::RetryIo => self.timers.ran = now,
             Step::CancelSend => (self.given_up, self.is_cancelling) = (self.due().hopeless, true),
             Step::Send => (self.given_up, self.is_cancelling) = (None, false),
             Step::Relent | Step::Start | Step::StartAgain { .. } | Step::Receive => self.timers.asked = None,
@@ -437,6 +452,9 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
         if step == Some(Step::Continue) {
             self.ask_whether_it_answers();
         }
+        if matches!(step, Some(Step::Cure(_) | Step::Reset(_))) {
+            self.fault = None;
+        }
         if self.notes.as_ref().is_some_and(|notes| notes.ending == Some(Cause::Asked)) {
             self.timers.asked.get_or_insert_with(Instant::now);
         }
@@ -463,6 +481,7 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
         self.guest = None;
         self.happenings = None;
         self.load = None;
+        self.fault = None;
         self.echo.stop();
         self.ports.guests.lock().remove(&self.uid);
         self.timers.asked = None;

@@ -11,8 +11,8 @@ use sterna_model::pool::PoolKind;
 use sterna_model::vm::{CopyState, Power, RestartPolicy, VmDecision, VmReport};
 use sterna_model::volume::{Location, VolumeDecision};
 use sterna_wire::assignment::{
-    Assignment, Carry, Disk, Export, Lease, Machine, NetworkAssignment, NetworkKind, Outgoing, Owner,
-    PoolAssignment, Purpose, Role, VmAssignment, VolumeAssignment,
+    Assignment, Carry, Disk, Export, HealthOrder, Lease, Machine, NetworkAssignment, NetworkKind, Outgoing,
+    Owner, PoolAssignment, Purpose, Role, VmAssignment, VolumeAssignment,
 };
 
 use crate::migration;
@@ -130,6 +130,12 @@ fn owner(view: &View, vm: &Vm<'_>, decision: &VmDecision, migration: Moving<'_>,
         continues: decision.continues.clone(),
         outgoing,
         restart_here: may_restart_here(vm, decision, migration).then_some(decision.restarts),
+        health: Some(HealthOrder {
+            on_panic: vm.spec.on_panic,
+            on_hang: vm.spec.on_hang,
+            checks: vm.spec.checks.clone(),
+            power_request: vm.spec.power_request,
+        }),
     }
 }
 

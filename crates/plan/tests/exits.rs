@@ -73,7 +73,7 @@ fn a_host_that_fails_to_start_a_vm_is_left_for_another() {
 #[test]
 fn what_its_host_restarted_often_enough_starts_elsewhere_at_once_and_counts_on() {
     let mut world = running();
-    let health = HealthReport { restarts: 3, recent: 3, why: Some("qemu ended: it".into()) };
+    let health = HealthReport { restarts: 3, recent: 3, ..HealthReport::default() };
     world.report("web", "a1", 1, crash());
     let mut report = (*world.view.vms[&name("web")].reports[&name("a1")].value).clone();
     report.health = health;

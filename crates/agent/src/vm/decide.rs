@@ -13,6 +13,7 @@ use sterna_model::migration::SideState;
 use sterna_model::vm::{Exit, Power};
 use sterna_wire::assignment::{Outgoing, Owner, Role, VmAssignment};
 
+use super::health::{self, Cure, Fault};
 use super::migrate::Hopeless;
 use super::power;
 use super::record::{Cause, Notes, Seen, Title};
@@ -75,6 +76,8 @@ pub struct Due {
     pub is_overdue: bool,
     /// Whether a crashed copy's wait is over.
     pub restart: Turn,
+    /// The host has not reset the guest too often yet.
+    pub may_reset: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -85,6 +88,8 @@ pub struct Known<'a> {
     pub seen: Option<&'a Seen>,
     /// The order of the assignment that was applied before this agent started.
     pub kept: Option<&'a VmAssignment>,
+    /// What was noticed of the guest since it last started.
+    pub fault: Option<&'a Fault>,
     pub due: Due,
 }
 
@@ -121,11 +126,15 @@ pub enum Step {
         why: String,
     },
     Run,
+    /// Let it try again what its storage failed at.
+    RetryIo,
     Pause,
     PressPowerButton,
     /// It need not shut down any more.
     Relent,
     Reset(u64),
+    /// What the host does by itself for a guest that fails.
+    Cure(Cure),
     Kill(Cause),
     /// Remove every trace.
     Forget,
@@ -250,7 +259,7 @@ fn own_copy(known: Known<'_>, epoch: u64, owner: &Owner, (view, notes): (&View, 
         return Step::Kill(cause);
     }
     if notes.title == Title::Owner && notes.epoch == epoch {
-        return in_flight(known).unwrap_or_else(|| converge(known.due, owner, view, notes));
+        return in_flight(known).unwrap_or_else(|| converge(known, owner, view, notes));
     }
     let Some(migration) = &owner.continues else { return Step::Kill(Cause::Released) };
     if let Some(step) = in_flight(known) {
@@ -314,7 +323,8 @@ fn take_in(known: Known<'_>, epoch: u64, migration: &Name) -> Step {
 }
 
 /// A copy that this host owns under the order's epoch.
-fn converge(due: Due, owner: &Owner, view: &View, notes: &Notes) -> Step {
+fn converge(known: Known<'_>, owner: &Owner, view: &View, notes: &Notes) -> Step {
+    let due = known.due;
     if owner.power == Power::Off {
         return Step::Kill(Cause::Forced);
     }
@@ -336,8 +346,15 @@ fn converge(due: Due, owner: &Owner, view: &View, notes: &Notes) -> Step {
     if is_kept && view.run == Run::Paused(Pause::Asked) {
         return Step::Wait;
     }
-    if owner.reset_request > notes.reset_request && view.run == Run::Running {
+    let may_be_reset = matches!(view.run, Run::Running | Run::Paused(Pause::Panicked));
+    if owner.reset_request > notes.reset_request && may_be_reset {
         return Step::Reset(owner.reset_request);
+    }
+    let is_cared_for = owner.power == Power::Running && notes.ending.is_none();
+    if let Some(cure) = health::cure(owner, &view.run, known.fault, &notes.resets, due.may_reset)
+        && is_cared_for
+    {
+        return Step::Cure(cure);
     }
     power::next(owner.power, &view.run, notes.ending, due)
 }

@@ -1,6 +1,7 @@
 //! One test a rule; each line of a table is a situation and the step it leads to.
 
 use super::*;
+use crate::vm::health::Resets;
 use crate::vm::restart::Restarts;
 use sterna_base::clock::Timestamp;
 use sterna_base::units::{Bytes, Span};
@@ -22,6 +23,7 @@ fn machine() -> Machine {
         memory: Bytes::mib(64),
         volumes: vec![],
         nics: vec![],
+        watchdog: false,
     };
     Machine { hardware, disks: vec![], cloud_init: None }
 }
@@ -35,6 +37,7 @@ fn owner() -> Owner {
         continues: None,
         outgoing: None,
         restart_here: None,
+        health: None,
     }
 }
 
@@ -92,6 +95,7 @@ fn as_owner(epoch: u64) -> Option<Notes> {
         ending: None,
         taps: vec![],
         restarts: Restarts::default(),
+        resets: Resets::default(),
         began: Timestamp::default(),
     })
 }
@@ -130,7 +134,7 @@ fn step(order: &Order, body: &Body, notes: &Option<Notes>, seen: &Option<Seen>) 
 }
 
 fn step_due(order: &Order, body: &Body, notes: &Option<Notes>, seen: &Option<Seen>, due: Due) -> Step {
-    next(Known { order, body, notes: notes.as_ref(), seen: seen.as_ref(), kept: None, due })
+    next(Known { order, body, notes: notes.as_ref(), seen: seen.as_ref(), kept: None, fault: None, due })
 }
 
 type Case = (Order, Body, Option<Notes>, Option<Seen>, Step);

@@ -21,6 +21,7 @@ use sterna_model::vm::Power;
 use sterna_wire::assignment::{Carry, Owner};
 
 use super::decide::Order;
+use super::health::Resets;
 use super::record::{Seen, Title};
 use super::restart::Restarts;
 use super::steps::{self, Done, Found, Stop, Work};
@@ -210,6 +211,7 @@ impl<H: Hypervisor, R: Resources> Work<H, R> {
             notes.title = Title::Owner;
             notes.began = now;
             notes.restarts = Restarts::default();
+            notes.resets = Resets::default();
             notes.reset_request = owner.reset_request;
             notes.migration = continued.map(|migration| MigrationReport {
                 migration,

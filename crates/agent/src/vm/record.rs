@@ -16,6 +16,7 @@ use sterna_model::vm::Exit;
 use sterna_wire::assignment::Assignment;
 use uuid::Uuid;
 
+use super::health::Resets;
 use super::restart::Restarts;
 
 /// Under what title a copy is here.
@@ -58,6 +59,9 @@ pub struct Notes {
     /// Times that it was started again under this epoch, because it had ended unasked.
     #[serde(default)]
     pub restarts: Restarts,
+    /// Times that the host reset the guest by itself.
+    #[serde(default)]
+    pub resets: Resets,
     /// When the first copy of this epoch was started or continued here.
     #[serde(default)]
     pub began: Timestamp,
@@ -241,6 +245,7 @@ mod tests {
             ending: Some(Cause::Forced),
             taps: vec!["t0".into()],
             restarts: Restarts::default(),
+            resets: Resets { count: 1, made: vec![], why: "x".into(), quarantine: None },
             began: Timestamp::from_millis(7),
         };
         files.save_notes(uid, &notes).unwrap();

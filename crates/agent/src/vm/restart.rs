@@ -68,6 +68,7 @@ impl Restarts {
             restarts: self.count,
             recent: self.recent(last),
             why: (self.count > 0).then(|| self.why.clone()),
+            ..HealthReport::default()
         }
     }
 }
@@ -150,4 +151,4 @@ pub fn recalled<'a>(
 
 #[cfg(test)]
 #[path = "restart_tests.rs"]
-mod tests;
+pub(super) mod tests;

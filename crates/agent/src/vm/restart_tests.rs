@@ -3,6 +3,7 @@
 use super::*;
 use crate::hypervisor::{Pause, Run, Transfer, View};
 use crate::vm::decide::{Body, Due, Known, Order, Step, next};
+use crate::vm::health::Resets;
 use crate::vm::record::Cause;
 use sterna_base::units::{Bytes, Span};
 use sterna_model::cpu::Accel;
@@ -84,6 +85,7 @@ fn notes() -> Notes {
         ending: None,
         taps: vec![],
         restarts: Restarts::default(),
+        resets: Resets::default(),
         began: START,
     }
 }
@@ -120,7 +122,7 @@ fn only_an_end_that_nobody_asked_for_and_nobody_was_told_of_is_open() {
     assert!(!is_open(&crashed, None, Some(&seen())), "of a copy without notes nothing is known");
 }
 
-fn owner() -> Owner {
+pub(in crate::vm) fn owner() -> Owner {
     let hardware = Hardware {
         machine: "pc-q35-10.0".into(),
         cpu_model: "qemu64".into(),
@@ -129,6 +131,7 @@ fn owner() -> Owner {
         memory: Bytes::mib(64),
         volumes: vec![],
         nics: vec![],
+        watchdog: false,
     };
     Owner {
         machine: Machine { hardware, disks: vec![], cloud_init: None },
@@ -138,6 +141,7 @@ fn owner() -> Owner {
         continues: None,
         outgoing: None,
         restart_here: Some(0),
+        health: None,
     }
 }
 
@@ -177,7 +181,7 @@ fn told() -> Step {
 fn step(order: &Order, restart: Turn) -> Step {
     let (body, notes, seen) = (Body::Crashed(crash(0)), notes(), seen());
     let due = Due { restart, ..Due::default() };
-    next(Known { order, body: &body, notes: Some(&notes), seen: Some(&seen), kept: None, due })
+    next(Known { order, body: &body, notes: Some(&notes), seen: Some(&seen), kept: None, fault: None, due })
 }
 
 #[test]
@@ -233,7 +237,8 @@ fn an_agent_that_has_just_started_acts_on_its_last_assignment_and_tells_nothing(
     for (kept, body, notes, restart, expected) in table {
         let (seen, due) = (seen(), Due { restart, ..Due::default() });
         let (notes, seen) = (Some(&notes), Some(&seen));
-        let step = next(Known { order: &Order::Unknown, body, notes, seen, kept: Some(&kept), due });
+        let step =
+            next(Known { order: &Order::Unknown, body, notes, seen, kept: Some(&kept), fault: None, due });
         assert_eq!(step, expected, "{kept:?} {body:?} {restart:?}");
     }
 }

@@ -7,6 +7,7 @@ use sterna_wire::assignment::{Machine, Owner};
 use sterna_wire::up::Up;
 
 use super::decide::Body;
+use super::health::Resets;
 use super::record::{Notes, Seen, Title};
 use super::restart::{Crash, Restarts};
 use super::steps::{Done, Found, Stop, Work};
@@ -43,6 +44,7 @@ impl<H: Hypervisor, R: Resources> Work<H, R> {
             ending: None,
             taps: devices(&parts),
             restarts: Restarts::default(),
+            resets: Resets::default(),
             began: self.ports.clock.now(),
         };
         self.ports.records.save_notes(self.uid, &notes)?;

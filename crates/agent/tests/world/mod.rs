@@ -326,6 +326,7 @@ pub fn machine_of(version: Version) -> Machine {
         memory: Bytes(16_376 << 10),
         volumes: vec![name("web-boot")],
         nics: vec![],
+        watchdog: false,
     };
     let disk = Disk {
         volume: name("web-boot"),
@@ -346,6 +347,7 @@ pub fn owner_of(machine: Machine) -> Owner {
         continues: None,
         outgoing: None,
         restart_here: None,
+        health: None,
     }
 }
 
