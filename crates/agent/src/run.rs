@@ -88,6 +88,8 @@ async fn start(config: &Config, shim: Vec<OsString>, scope: &Scope) -> anyhow::R
         guests: Guests::default(),
         link: is_up.subscribe(),
     });
+    // What was assigned last, until a server says more: a crashed VM needs its pools and networks now.
+    assigned.send_replace(ports.records.assignment().ok().flatten().map(until_heard).map(Arc::new));
     let fleet = Fleet::new(Arc::clone(&ports), scope.clone());
     let is_complete = adopt_all(config, &ports, &fleet).await;
     let pools = Arc::new(Pools::default());
@@ -184,6 +186,11 @@ fn settings(config: &Config, probed: &Probed, qemu: std::path::PathBuf, shim: Ve
         groups: host::groups(probed),
         shim,
     }
+}
+
+/// Of an assignment of before this agent's start, only what VMs here stand on: nothing is made or removed by it.
+fn until_heard(assignment: Assignment) -> Assignment {
+    Assignment { volumes: Vec::new(), ..assignment }
 }
 
 /// Takes charge of everything that runs. Answers whether all sources could be read.

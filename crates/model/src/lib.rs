@@ -18,6 +18,8 @@ pub mod error;
 pub mod event;
 /// What a live migration is expected to take.
 pub mod forecast;
+/// VMs that end, crash or hang: how often they are brought back, and what is told of it.
+pub mod health;
 /// Machines that run VMs.
 pub mod host;
 /// Immutable sources of boot disks.

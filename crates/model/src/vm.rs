@@ -8,6 +8,7 @@ use sterna_base::units::{Bytes, Span};
 use utoipa::ToSchema;
 
 use crate::cpu::Accel;
+use crate::health::{HealthCheck, HealthReport, OnFault};
 use crate::meta::Name;
 use crate::migration::MigrationReport;
 use crate::network::Mac;
@@ -50,6 +51,19 @@ pub struct VmSpec {
     pub shutdown_timeout: Span,
     #[serde(default)]
     pub restart: RestartPolicy,
+    /// What its host does when the guest says that it crashed.
+    #[serde(default)]
+    pub on_panic: OnFault,
+    /// What its host does when the guest does not feed its watchdog, or answered its agent's host before and then neither
+    /// does so nor uses disk or network.
+    #[serde(default)]
+    pub on_hang: OnFault,
+    /// The guest has a watchdog (i6300esb) to feed. A change applies at the next start.
+    #[serde(default)]
+    pub watchdog: bool,
+    /// Whether what the VM is for works; asked by the host that it runs on. At most 8.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checks: Vec<HealthCheck>,
 }
 
 /// The limits the API holds a VM to.
@@ -184,6 +198,9 @@ pub struct Hardware {
     pub memory: Bytes,
     pub volumes: Vec<Name>,
     pub nics: Vec<Nic>,
+    /// A watchdog device.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub watchdog: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -208,6 +225,9 @@ pub struct VmReport {
     pub reset_request: u64,
     #[schema(value_type = String, format = DateTime)]
     pub since: Timestamp,
+    /// What the host did for it by itself.
+    #[serde(default, skip_serializing_if = "HealthReport::is_empty")]
+    pub health: HealthReport,
 }
 
 /// One copy of a VM on one host.

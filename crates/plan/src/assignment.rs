@@ -8,11 +8,11 @@ use sterna_model::meta::Name;
 use sterna_model::migration::{MigrationDecision, MigrationSpec, Phase, SideState, Via, VolumeMove};
 use sterna_model::network::NetworkKind as Kind;
 use sterna_model::pool::PoolKind;
-use sterna_model::vm::{CopyState, Power, VmDecision, VmReport};
+use sterna_model::vm::{CopyState, Power, RestartPolicy, VmDecision, VmReport};
 use sterna_model::volume::{Location, VolumeDecision};
 use sterna_wire::assignment::{
-    Assignment, Carry, Disk, Export, Lease, Machine, NetworkAssignment, NetworkKind, Outgoing, Owner,
-    PoolAssignment, Purpose, Role, VmAssignment, VolumeAssignment,
+    Assignment, Carry, Disk, Export, HealthOrder, Lease, Machine, NetworkAssignment, NetworkKind, Outgoing,
+    Owner, PoolAssignment, Purpose, Role, VmAssignment, VolumeAssignment,
 };
 
 use crate::migration;
@@ -130,7 +130,25 @@ fn owner(view: &View, vm: &Vm<'_>, decision: &VmDecision, migration: Moving<'_>,
         shutdown_timeout: vm.spec.shutdown_timeout,
         continues: decision.continues.clone(),
         outgoing,
+        restart_here: may_restart_here(vm, decision, migration).then_some(decision.restarts),
+        health: Some(HealthOrder {
+            on_panic: vm.spec.on_panic,
+            on_hang: vm.spec.on_hang,
+            checks: vm.spec.checks.clone(),
+            power_request: vm.spec.power_request,
+        }),
     }
+}
+
+/// Whether the agent needs to ask nobody when a copy ends unasked. While a move is under way its two sides decide; disks
+/// that are open under an earlier epoch can be opened only under a new one.
+fn may_restart_here(vm: &Vm<'_>, decision: &VmDecision, migration: Moving<'_>) -> bool {
+    let is_moving = migration.is_some_and(|(_, _, moving)| moving.phase != Phase::Pending);
+    vm.is_wanted()
+        && vm.spec.restart != RestartPolicy::Never
+        && vm.spec.power_request <= decision.power_request
+        && decision.opened.is_none()
+        && !is_moving
 }
 
 /// A start was asked for that this decision does not serve, and there is no copy that could serve it: control starts the

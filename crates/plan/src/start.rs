@@ -80,6 +80,7 @@ fn hardware(view: &View, vm: &Vm<'_>, host: &Host<'_>) -> Result<Hardware, Strin
         memory: safe_memory(view, host, vm.spec.memory, baseline.accel),
         volumes: vm.spec.volumes.clone(),
         nics,
+        watchdog: vm.spec.watchdog,
     })
 }
 

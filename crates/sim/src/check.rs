@@ -37,8 +37,8 @@ pub struct Checker {
     phases: BTreeMap<Name, &'static str>,
     /// When each host last counted as silent, in milliseconds of the world.
     silent: BTreeMap<Name, u64>,
-    /// Epochs under which a guest was booted.
-    booted: BTreeSet<(Uuid, u64)>,
+    /// Epochs under which a guest was booted, and the restart within it.
+    booted: BTreeSet<(Uuid, u64, u32)>,
 }
 
 /// What one commit showed.
@@ -247,8 +247,9 @@ impl World {
         if blueprint.incoming {
             return;
         }
-        if !self.lock().checker.booted.insert((blueprint.uid, blueprint.epoch)) {
-            self.violate(format!("epochs: {} starts twice under {}", blueprint.name, blueprint.epoch));
+        let start = (blueprint.uid, blueprint.epoch, blueprint.restart);
+        if !self.lock().checker.booted.insert(start) {
+            self.violate(format!("epochs: {} starts twice under {}.{}", blueprint.name, start.1, start.2));
         }
         if !owner.as_ref().is_some_and(|owner| owner.host == here && owner.epoch == blueprint.epoch) {
             let (name, epoch) = (&blueprint.name, blueprint.epoch);

@@ -140,6 +140,8 @@ impl Hypervisor for Bench {
                 wants_cancel: false,
                 sent: 0,
                 is_frozen: false,
+                is_hung: false,
+                is_mute: false,
                 way: None,
                 arrival: None,
                 told: None,
@@ -392,6 +394,20 @@ impl Guest for Held {
 
     async fn resize_disk(&self, _index: usize, _size: Bytes) -> Result<(), GuestError> {
         self.tell(|_| Ok(())).await
+    }
+
+    async fn ping(&self, _within: Duration) -> Result<(), GuestError> {
+        self.bench.lives().await;
+        let state = self.bench.world.lock();
+        let qemu = state.machines.qemus.get(&self.id).filter(|qemu| qemu.runs() && !qemu.is_mute);
+        qemu.map(|_| ()).ok_or_else(|| GuestError::Unclear("it did not answer in time".to_owned()))
+    }
+
+    async fn activity(&self) -> Result<u64, GuestError> {
+        self.bench.lives().await;
+        let state = self.bench.world.lock();
+        let written = state.machines.qemus.get(&self.id).and_then(|qemu| qemu.memory);
+        written.ok_or_else(|| GuestError::Unclear("the connection was lost".to_owned()))
     }
 
     async fn load(&self, _window: Option<Duration>) -> Result<LoadSample, GuestError> {

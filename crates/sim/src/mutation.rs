@@ -49,7 +49,7 @@ impl Mutation {
         (Mutation::SilenceMeansStopped, "ha/host-is-silent"),
         (Mutation::ReportsResurrect, "vm/agent-dies-when-its-vm-is-removed"),
         (Mutation::SendingMeansReleased, "migration/plain"),
-        (Mutation::EpochStays, "ha/qemu-crashes"),
+        (Mutation::EpochStays, "ha/host-reboots"),
         (Mutation::ReleaseIsLost, "migration/plain"),
         (Mutation::SeenIsForgotten, "ha/host-reboots"),
         (Mutation::NotesAreForgotten, "migration/source-agent-dies-having-released"),

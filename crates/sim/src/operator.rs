@@ -130,6 +130,10 @@ impl World {
             cloud_init: None,
             shutdown_timeout: Span::from_secs(10),
             restart: Default::default(),
+            on_panic: Default::default(),
+            on_hang: Default::default(),
+            watchdog: false,
+            checks: Vec::new(),
         };
         let txn = self.put_new(Txn::new(), Kind::Volume, &boot, disk);
         self.submit(self.put_new(txn, Kind::Vm, vm, spec))

@@ -104,6 +104,12 @@ pub struct Expect {
     pub on: Option<String>,
     /// How often it booted from its disk.
     pub boots: Option<u64>,
+    /// What it is owned under; the first start's is 1.
+    pub epoch: Option<u64>,
+    /// How often its host reset it by itself.
+    pub resets: Option<u32>,
+    /// Whether its host leaves it alone for that.
+    pub quarantined: Option<bool>,
 }
 
 /// What came of a run.
@@ -318,6 +324,20 @@ fn expectations(world: &World, scenario: &Scenario) -> Vec<String> {
         let host = found.decision().map_or("nowhere", |decision| decision.owner.host.as_str());
         if !allowed.contains(host) {
             wrong.push(format!("{vm} is on {host}, expected {allowed}"));
+        }
+    }
+    let health = found.as_ref().and_then(|found| found.owner_report()).map(|row| row.health.clone());
+    let health = health.unwrap_or_default();
+    if scenario.expect.resets.is_some_and(|resets| resets != health.resets) {
+        wrong.push(format!("{vm} was reset {} times: {:?}", health.resets, health.reset_why));
+    }
+    if scenario.expect.quarantined.is_some_and(|expected| expected != health.quarantine.is_some()) {
+        wrong.push(format!("{vm} is quarantined: {:?}", health.quarantine));
+    }
+    if let (Some(epoch), Some(found)) = (scenario.expect.epoch, &found) {
+        let owned = found.decision().map_or(0, |decision| decision.owner.epoch);
+        if owned != epoch {
+            wrong.push(format!("{vm} is owned under {owned}, expected {epoch}"));
         }
     }
     if let (Some(boots), Some(found)) = (scenario.expect.boots, &found) {

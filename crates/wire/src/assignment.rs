@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use serde::{Deserialize, Serialize};
 use sterna_base::units::{Bytes, Span};
 use sterna_model::bandwidth::Share;
+use sterna_model::health::{HealthCheck, OnFault};
 use sterna_model::image::Format;
 use sterna_model::line::Line;
 use sterna_model::meta::Name;
@@ -109,6 +110,25 @@ pub struct Owner {
     /// Present: send this VM's memory away.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outgoing: Option<Outgoing>,
+    /// Present: a copy that ends without being asked may be started again here under the same epoch, before anybody is
+    /// asked; the number is that of the restarts in a row before this epoch. Absent: the server decides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restart_here: Option<u32>,
+    /// What the host does by itself for a guest that fails. Absent: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthOrder>,
+}
+
+/// As the VM's spec has it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HealthOrder {
+    pub on_panic: OnFault,
+    pub on_hang: OnFault,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub checks: Vec<HealthCheck>,
+    /// Counts start and stop requests of people: a later one lifts a quarantine.
+    pub power_request: u64,
 }
 
 /// An order to the source of a migration.

@@ -2,6 +2,8 @@
 
 /// What the mover has to do with it.
 mod carried;
+/// Whether the guest is alive.
+mod life;
 /// Memory from one QEMU to the other.
 mod straight;
 
@@ -59,6 +61,8 @@ pub struct QemuGuest {
     schema: Arc<OnceCell<Schema>>,
     /// CPU time used until then.
     measured: Arc<Mutex<Option<(Instant, Duration)>>>,
+    /// The guest agent's channel: one question at a time.
+    agent: life::Agent,
 }
 
 /// Takes over a connection and begins to listen.
@@ -81,8 +85,8 @@ pub(super) fn attach(
         // Nobody listens any more: nothing to tell.
         let _ = told.send(Happened::Lost);
     });
-    let (schema, measured) = Default::default();
-    let guest = QemuGuest { client, uid, pid, directory, carriers, happened, schema, measured };
+    let (schema, measured, agent) = Default::default();
+    let guest = QemuGuest { client, uid, pid, directory, carriers, happened, schema, measured, agent };
     (guest, happenings)
 }
 
@@ -97,8 +101,8 @@ fn meaning(heard: &Heard) -> Option<Happened> {
         | Event::GuestPanicked { .. }
         | Event::BlockIoError(_)
         | Event::Suspend
-        | Event::Wakeup
-        | Event::Watchdog { .. } => Some(Happened::Changed),
+        | Event::Wakeup => Some(Happened::Changed),
+        Event::Watchdog { .. } => Some(Happened::WatchdogBit),
         _ => None,
     }
 }
@@ -166,7 +170,11 @@ impl Guest for QemuGuest {
             _ => Transfer::Going,
         };
         let transfer = self.carried(transfer);
-        Ok(View { run: run_of(state.is_running, &state.status), transfer })
+        let mut run = run_of(state.is_running, &state.status);
+        if let Run::Paused(Pause::IoError(disks)) = &mut run {
+            *disks = self.failed_disks().await?;
+        }
+        Ok(View { run, transfer })
     }
 
     async fn cont(&self) -> Result<(), GuestError> {
@@ -332,6 +340,18 @@ impl Guest for QemuGuest {
         Ok(self.client.block_resize(&super::blueprint::node_of(index), size.as_u64()).await?)
     }
 
+    async fn ping(&self, within: Duration) -> Result<(), GuestError> {
+        self.ping_agent(within).await
+    }
+
+    async fn execute(&self, program: &str, args: &[String], within: Duration) -> Result<(), GuestError> {
+        self.execute_in_guest(program, args, within).await
+    }
+
+    async fn activity(&self) -> Result<u64, GuestError> {
+        self.count_activity().await
+    }
+
     async fn load(&self, window: Option<Duration>) -> Result<LoadSample, GuestError> {
         trim(&self.directory.join(super::SERIAL_LOG));
         let unclear = |error: std::io::Error| GuestError::Unclear(format!("/proc: {error}"));
@@ -354,7 +374,7 @@ fn run_of(is_running: bool, status: &RunStatus) -> Run {
         RunStatus::Prelaunch => Run::Paused(Pause::NotStarted),
         RunStatus::Paused => Run::Paused(Pause::Asked),
         RunStatus::FinishMigrate | RunStatus::PostMigrate => Run::Paused(Pause::Migrated),
-        RunStatus::IoError => Run::Paused(Pause::IoError),
+        RunStatus::IoError => Run::Paused(Pause::IoError(Vec::new())),
         RunStatus::GuestPanicked => Run::Paused(Pause::Panicked),
         other => Run::Paused(Pause::Other(other.as_str().to_owned())),
     }

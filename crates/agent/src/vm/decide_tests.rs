@@ -1,6 +1,9 @@
 //! One test a rule; each line of a table is a situation and the step it leads to.
 
 use super::*;
+use crate::vm::health::Resets;
+use crate::vm::restart::Restarts;
+use sterna_base::clock::Timestamp;
 use sterna_base::units::{Bytes, Span};
 use sterna_model::cpu::Accel;
 use sterna_model::migration::{MigrationReport, Outcome};
@@ -20,6 +23,7 @@ fn machine() -> Machine {
         memory: Bytes::mib(64),
         volumes: vec![],
         nics: vec![],
+        watchdog: false,
     };
     Machine { hardware, disks: vec![], cloud_init: None }
 }
@@ -32,6 +36,8 @@ fn owner() -> Owner {
         shutdown_timeout: Span::from_secs(30),
         continues: None,
         outgoing: None,
+        restart_here: None,
+        health: None,
     }
 }
 
@@ -98,6 +104,9 @@ fn as_owner(epoch: u64) -> Option<Notes> {
         reset_request: 0,
         ending: None,
         taps: vec![],
+        restarts: Restarts::default(),
+        resets: Resets::default(),
+        began: Timestamp::default(),
     })
 }
 
@@ -135,7 +144,7 @@ fn step(order: &Order, body: &Body, notes: &Option<Notes>, seen: &Option<Seen>) 
 }
 
 fn step_due(order: &Order, body: &Body, notes: &Option<Notes>, seen: &Option<Seen>, due: Due) -> Step {
-    next(Known { order, body, notes: notes.as_ref(), seen: seen.as_ref(), due })
+    next(Known { order, body, notes: notes.as_ref(), seen: seen.as_ref(), kept: None, fault: None, due })
 }
 
 type Case = (Order, Body, Option<Notes>, Option<Seen>, Step);

@@ -183,9 +183,15 @@ impl Host {
 
     /// The agent ends without a word, as after SIGKILL, and another one starts.
     pub async fn restart(self) -> Self {
+        self.restart_after(|| {}).await
+    }
+
+    /// The same; this is done while there is none.
+    pub async fn restart_after(self, meanwhile: impl FnOnce()) -> Self {
         let (folder, qemu, disk) = (self.folder.clone(), self.qemu.clone(), self.disk.clone());
         self.scope.shut_down().await;
         drop(self);
+        meanwhile();
         Self::start(&folder, &qemu, &disk)
     }
 
@@ -320,6 +326,7 @@ pub fn machine_of(version: Version) -> Machine {
         memory: Bytes(16_376 << 10),
         volumes: vec![name("web-boot")],
         nics: vec![],
+        watchdog: false,
     };
     let disk = Disk {
         volume: name("web-boot"),
@@ -339,6 +346,8 @@ pub fn owner_of(machine: Machine) -> Owner {
         shutdown_timeout: Span::from_millis(200),
         continues: None,
         outgoing: None,
+        restart_here: None,
+        health: None,
     }
 }
 

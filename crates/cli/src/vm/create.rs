@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::{ArgGroup, Args};
 use sterna_base::units::{Bytes, Span};
 use sterna_client::vm::{Ask, Boot};
+use sterna_model::health::HealthCheck;
 use sterna_model::meta::Name;
 use sterna_model::network::Mac;
 use sterna_model::vm::{CPUS_MAX, CloudInit, NicSpec, Place, Power, RestartPolicy};
@@ -13,6 +14,7 @@ use sterna_model::vm::{CPUS_MAX, CloudInit, NicSpec, Place, Power, RestartPolicy
 use crate::crud::{self, About};
 use crate::exit::{Failure, Result};
 use crate::session::Session;
+use crate::vm::check::{Fault, check};
 use crate::wait::Wait;
 
 #[derive(Debug, Args)]
@@ -63,6 +65,19 @@ pub struct Create {
     /// When the guest ends without being asked to [default: on-failure]
     #[arg(long, value_enum, value_name = "WHEN")]
     restart: Option<Restart>,
+    /// When the guest says that it crashed [default: restart]
+    #[arg(long, value_enum, value_name = "WHAT")]
+    on_panic: Option<Fault>,
+    /// When the guest hangs [default: restart]
+    #[arg(long, value_enum, value_name = "WHAT")]
+    on_hang: Option<Fault>,
+    /// Give the guest a watchdog (i6300esb) to feed
+    #[arg(long)]
+    watchdog: bool,
+    /// Ask whether it works: http:PORT[/PATH], tcp:PORT or exec:/PROGRAM, then any of ,interval=10s ,timeout=3s
+    /// ,failures=3 ,expect=2xx ,action=restart; several may be given
+    #[arg(long = "check", value_name = "CHECK", value_parser = check)]
+    checks: Vec<HealthCheck>,
     /// Make it and leave it off
     #[arg(long)]
     stopped: bool,
@@ -133,6 +148,10 @@ fn ask(args: &Create) -> Result<Ask> {
         cloud_init: (cloud_init != CloudInit::default()).then_some(cloud_init),
         shutdown_timeout: args.shutdown_timeout,
         restart: args.restart.map(Into::into),
+        on_panic: args.on_panic.map(Into::into),
+        on_hang: args.on_hang.map(Into::into),
+        watchdog: args.watchdog.then_some(true),
+        checks: (!args.checks.is_empty()).then(|| args.checks.clone()),
     })
 }
 

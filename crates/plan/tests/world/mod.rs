@@ -13,6 +13,7 @@ use sterna_base::clock::Timestamp;
 use sterna_base::units::{Bytes, Span};
 use sterna_model::cluster::ClusterSpec;
 use sterna_model::cpu::{Accel, CpuReport};
+use sterna_model::health::HealthReport;
 use sterna_model::host::{Addresses, HostReport, HostSpec, LinkState, PoolSeen};
 use sterna_model::image::{Format, ImageReport, ImageSpec};
 use sterna_model::key::{Column, Key, Kind};
@@ -234,7 +235,8 @@ impl World {
         side: Option<(&str, SideState)>,
     ) {
         let migration = side.map(|(migration, side)| MigrationReport { migration: name(migration), side });
-        let report = VmReport { epoch, state, migration, reset_request: 0, since: self.now };
+        let health = HealthReport::default();
+        let report = VmReport { epoch, state, migration, reset_request: 0, since: self.now, health };
         self.put(Key::new(Kind::Vm, &name(vm), Column::ReportOf(name(host))), &report);
     }
 
