@@ -74,7 +74,7 @@ fn of_vm(view: &View, vm: &Vm<'_>, host: &Host<'_>) -> Option<VmAssignment> {
                 let carry = carry(view, name, moving, &machine);
                 let incoming = Role::Incoming {
                     migration: name.clone(),
-                    carry: carry.map(|carry| Carry { siblings: sibling::of(view, vm, host.name), ..carry }),
+                    carry: carry.map(|carry| with_siblings(view, vm, host.name, carry)),
                     machine: Box::new(machine),
                     listen: host.spec.addresses.for_migration(),
                     channels: (moving.channels > 0).then_some(moving.channels),
@@ -188,15 +188,23 @@ fn arriving(machine: &mut Machine, moves: &[VolumeMove]) {
     }
 }
 
-/// What goes through the mover; `None`: nothing does.
+/// Only the mover looks into memory.
+fn with_siblings(view: &View, vm: &Vm<'_>, host: &Name, carry: Carry) -> Carry {
+    let siblings = if carry.straight { Vec::new() } else { sibling::of(view, vm, host) };
+    Carry { siblings, ..carry }
+}
+
+/// What goes through the mover, or the disks that go straight; `None`: memory alone goes, straight.
 fn carry(view: &View, name: &Name, moving: &MigrationDecision, machine: &Machine) -> Option<Carry> {
     let goes = |disk: &Disk| moving.volumes.iter().any(|moving| moving.volume == disk.volume);
     let disks = machine.disks.iter().enumerate().filter(|(_, disk)| goes(disk)).map(|(index, _)| index);
     let (meta, peer) = (view.migrations.get(name)?.meta()?, moving.target.as_ref()?);
-    (moving.via == Via::Mover).then(|| Carry {
+    let straight = moving.via == Via::Direct;
+    (!straight || !moving.volumes.is_empty()).then(|| Carry {
         session: meta.uid,
         peer: peer.clone(),
         disks: disks.collect(),
+        straight,
         siblings: Vec::new(),
     })
 }

@@ -40,11 +40,13 @@ pub enum Mutation {
     FrozenIsTakenBackAtOnce,
     /// Control gives a VM back to its source under the epoch that the source had.
     ReturnsUnderItsOldEpoch,
+    /// A source whose disks go straight is let go while its guest still writes to them.
+    GoesOnBeforeMirrorsEnd,
 }
 
 impl Mutation {
     /// Each with the scenario that catches it.
-    pub const ALL: [(Mutation, &str); 17] = [
+    pub const ALL: [(Mutation, &str); 18] = [
         (Mutation::TrustsIncompleteInventory, "ha/agent-cannot-look"),
         (Mutation::SilenceMeansStopped, "ha/host-is-silent"),
         (Mutation::ReportsResurrect, "vm/agent-dies-when-its-vm-is-removed"),
@@ -62,5 +64,6 @@ impl Mutation {
         (Mutation::LoadedBeforeTheEnd, "mover/plain"),
         (Mutation::FrozenIsTakenBackAtOnce, "mover/source-agent-dies-having-granted"),
         (Mutation::ReturnsUnderItsOldEpoch, "mover/target-dies-having-been-granted"),
+        (Mutation::GoesOnBeforeMirrorsEnd, "direct/plain"),
     ];
 }

@@ -16,6 +16,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use uuid::Uuid;
 
 use crate::carrier::{Arrival, Way};
+use crate::direct::Direct;
 use crate::disk::Disks;
 
 /// One process.
@@ -53,6 +54,8 @@ pub struct Qemu {
     pub is_mute: bool,
     /// Source: the mover carries it away.
     pub way: Option<Way>,
+    /// Source: its disks go straight, beside its memory.
+    pub direct: Option<Direct>,
     /// Target: the session that it is filled by.
     pub arrival: Option<Arrival>,
     pub told: Option<UnboundedSender<Happened>>,

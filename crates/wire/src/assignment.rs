@@ -7,7 +7,7 @@ use sterna_base::units::{Bytes, Span};
 use sterna_model::bandwidth::Share;
 use sterna_model::health::{HealthCheck, OnFault};
 use sterna_model::image::Format;
-use sterna_model::line::Line;
+use sterna_model::line::{DiskLine, Line};
 use sterna_model::meta::Name;
 use sterna_model::network::{Cidr, Mac};
 use sterna_model::pool::PoolKind;
@@ -84,7 +84,7 @@ pub enum Role {
         migration: Name,
         machine: Box<Machine>,
         listen: IpAddr,
-        /// Absent: one QEMU calls the other.
+        /// Absent: one QEMU calls the other, and no disk goes along.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         carry: Option<Carry>,
         /// One QEMU calls the other with so many connections beside the first. Absent: with one, in clear.
@@ -137,7 +137,7 @@ pub struct Outgoing {
     pub migration: Name,
     /// `ADDRESS:PORT` of the listening target.
     pub to: SocketAddr,
-    /// Absent: one QEMU calls the other.
+    /// Absent: one QEMU calls the other, and no disk goes along.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub carry: Option<Carry>,
     /// As the target said it.
@@ -151,7 +151,23 @@ pub struct Outgoing {
     pub seed: bool,
 }
 
-/// How the mover takes a VM from one host to the other.
+impl Outgoing {
+    /// Present: its disks go straight to the target's QEMU, like its memory. A target that laid no line for them has the
+    /// mover: its agent knows of nothing else.
+    #[must_use]
+    pub fn straight_disks(&self) -> Option<(&[usize], &DiskLine)> {
+        let carry = self.carry.as_ref().filter(|carry| carry.straight && !self.seed)?;
+        Some((&carry.disks[..], self.line.as_ref()?.disks.as_ref()?))
+    }
+
+    /// The mover takes it.
+    #[must_use]
+    pub fn is_carried(&self) -> bool {
+        self.carry.is_some() && self.straight_disks().is_none()
+    }
+}
+
+/// What goes with a VM from one host to the other, and who takes it: the mover, unless it goes straight.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Carry {
     /// Names the session on both sides; nobody else knows it.
@@ -160,6 +176,9 @@ pub struct Carry {
     pub peer: Name,
     /// Of `machine.disks`, those whose content goes as well.
     pub disks: Vec<usize>,
+    /// One QEMU calls the other, and writes those disks there itself. An agent that does not know of this has the mover.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub straight: bool,
     /// For the target: VMs that it runs whose memory resembles what comes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub siblings: Vec<Uuid>,
