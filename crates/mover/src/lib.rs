@@ -20,3 +20,8 @@ pub mod session;
 pub mod stream;
 /// A guest's disks, on their way beside its memory.
 pub mod volume;
+
+/// Mutations for those decoders that only the crate itself sees.
+#[cfg(test)]
+#[path = "../tests/dice/mod.rs"]
+mod dice;
