@@ -14,6 +14,8 @@ pub mod frame;
 pub mod hash;
 /// Connections between the two sides that may break and come back.
 pub mod link;
+/// What a line carries, and how long it is.
+pub mod probe;
 /// The two ends: QEMU's socket on one side, the link on the other, and the commit between them.
 pub mod session;
 /// What a migration stream looks like: a hint, never a condition.
