@@ -22,6 +22,8 @@ mod outgoing;
 mod pace;
 /// How long guests wait.
 mod patience;
+/// What lines between datacentres carry.
+mod probe;
 /// Memory of other guests here that an arriving one resembles.
 mod siblings;
 /// Page keys and checkpoints of guests that have been here.
@@ -36,6 +38,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use sterna_base::scope::Scope;
+use sterna_base::units::Span;
 use sterna_model::meta::Name;
 use sterna_mover::codec::Keeper;
 use sterna_mover::link::listen::Listener;
@@ -51,6 +54,7 @@ pub use incoming::Incoming;
 pub(crate) use mirrors::away;
 pub use mirrors::tidy;
 pub use outgoing::{Departure, Outgoing, Stage};
+pub use probe::{Lines, PROBE_EVERY};
 use vault::Vault;
 
 /// What is kept below the agent's folder: keys of guests' pages, memory of guests that left, and what they wrote and the
@@ -106,6 +110,10 @@ pub enum Error {
     Volumes(#[from] sterna_mover::volume::Error),
     #[error(transparent)]
     CalledOff(#[from] patience::CalledOff),
+    #[error("the other side was not there, or gave no echo, within {within}")]
+    NoEcho { within: Span },
+    #[error("the link has ended")]
+    Link(#[from] sterna_mover::link::Ended),
 }
 
 impl Error {
@@ -138,6 +146,8 @@ struct Inner {
     /// The way out that a guest took last: it is tidied up before the next begins.
     parting: Mutex<HashMap<Uuid, watch::Receiver<Stage>>>,
     paces: watch::Sender<pace::Shares>,
+    probe_orders: watch::Sender<probe::Orders>,
+    lines: watch::Sender<Lines>,
 }
 
 impl Carriers {
@@ -154,6 +164,8 @@ impl Carriers {
             direct: Mutex::default(),
             parting: Mutex::default(),
             paces: watch::Sender::default(),
+            probe_orders: watch::Sender::default(),
+            lines: watch::Sender::default(),
         })))
     }
 

@@ -18,7 +18,7 @@ use sterna_wire::up::Up;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::carrier::{self, Carriers};
+use crate::carrier::{self, Carriers, Lines};
 use crate::config::Config;
 use crate::console::Consoles;
 use crate::converge::{self, Converger, FromServer, Pools};
@@ -93,7 +93,8 @@ async fn start(config: &Config, shim: Vec<OsString>, scope: &Scope) -> anyhow::R
     let fleet = Fleet::new(Arc::clone(&ports), scope.clone());
     let is_complete = adopt_all(config, &ports, &fleet).await;
     let pools = Arc::new(Pools::default());
-    let host = host_row(config.clone(), probed, Arc::clone(&pools), Arc::clone(&networks));
+    let lines = carriers.lines();
+    let host = host_row(config.clone(), probed, Arc::clone(&pools), Arc::clone(&networks), lines.clone());
     let converger = Converger {
         ports: Arc::clone(&ports),
         storage: storage.clone(),
@@ -103,6 +104,8 @@ async fn start(config: &Config, shim: Vec<OsString>, scope: &Scope) -> anyhow::R
         host: Arc::clone(&host),
     };
     scope.spawn(converger.run());
+    scope.spawn(carriers.clone().keep_probing(carrier::PROBE_EVERY));
+    scope.spawn(converge::tell_lines(lines, Arc::clone(&host), Arc::clone(&outbox) as _));
     scope.spawn(converge::measure(Meter::new(config), storage.clone(), Arc::clone(&outbox) as _));
     let consoles = Consoles::new(identity.clone(), config.run_dir.clone());
     let board = Arc::clone(&ports.board);
@@ -220,8 +223,10 @@ fn host_row(
     probed: Probed,
     pools: Arc<Pools>,
     networks: Arc<Networks>,
+    lines: watch::Receiver<Lines>,
 ) -> Arc<dyn Fn() -> Up + Send + Sync> {
-    Arc::new(move || match host::report(&config, &probed, pools.seen(), networks.tunnel_seen()) {
+    let seen = move || (pools.seen(), networks.tunnel_seen(), lines.borrow().clone());
+    Arc::new(move || match host::report(&config, &probed, seen()) {
         Ok(report) => Up::Host(Box::new(report)),
         Err(error) => Up::Event {
             kind: "host".to_owned(),
@@ -257,6 +262,7 @@ impl Ends for ServerEnds {
                 self.assigned.send_replace(Some(Arc::clone(&assignment)));
                 // So is how fast it may go.
                 self.carriers.set_paces(&assignment.paces);
+                self.carriers.set_probes(&assignment);
                 self.fleet.apply(&assignment);
             }
             Down::Attach { ticket, uid, end, .. } => self.consoles.attach(ticket, uid, end),

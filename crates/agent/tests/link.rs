@@ -64,6 +64,8 @@ impl Server {
             volumes: vec![],
             tunnel: None,
             paces: Vec::new(),
+            probes: Vec::new(),
+            probed: None,
         };
         let server = Arc::new(Self {
             address: listener.local_addr().unwrap(),

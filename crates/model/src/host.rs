@@ -1,7 +1,7 @@
 //! Machines that run VMs.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 use sterna_base::clock::Timestamp;
@@ -10,6 +10,7 @@ use utoipa::ToSchema;
 
 use crate::cpu::{Accel, CpuReport};
 use crate::meta::Name;
+use crate::probe::LineProbe;
 use crate::tunnel::TunnelSeen;
 
 /// Written when a host joins; people change the cordon and the labels.
@@ -73,6 +74,13 @@ pub struct HostReport {
     /// Absent: the agent is of a version without tunnels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tunnel: Option<TunnelSeen>,
+    /// Where it answers hosts of other datacentres that measure the line to here. Absent: it was not told to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub mover: Option<SocketAddr>,
+    /// What it measured itself of the lines to other datacentres, by datacentre.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub lines: BTreeMap<Name, LineProbe>,
     #[serde(default)]
     pub link: LinkState,
     /// When `link` last changed.

@@ -38,6 +38,8 @@ pub mod network;
 pub mod operation;
 /// Places that hold volumes.
 pub mod pool;
+/// What a host measured of the line to another datacentre.
+pub mod probe;
 /// What users see of a VM, computed from the three columns.
 pub mod status;
 /// Who may talk to the API.

@@ -17,6 +17,7 @@ use sterna_wire::assignment::{
 
 use crate::migration;
 use crate::pace;
+use crate::probe;
 use crate::sibling;
 use crate::tunnel;
 use crate::view::{Host, View, Vm};
@@ -33,6 +34,8 @@ pub fn assignment(view: &View, host: &Name) -> Assignment {
         volumes: Vec::new(),
         tunnel: None,
         paces: Vec::new(),
+        probes: Vec::new(),
+        probed: None,
     };
     if let Some(host) = view.host(host) {
         let arriving = view.migrations_on(host.name).filter_map(|(_, spec, _)| view.vm(&spec.vm));
@@ -43,6 +46,8 @@ pub fn assignment(view: &View, host: &Name) -> Assignment {
         assignment.pools = pools(view, &host);
         assignment.volumes = volumes(view, &host);
         assignment.paces = pace::of(view, &host);
+        assignment.probes = probe::of(view, &host);
+        assignment.probed = probe::answers(view, &host);
     }
     assignment
 }

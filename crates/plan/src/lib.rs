@@ -30,6 +30,8 @@ pub mod operation;
 mod pace;
 /// Picks a host, and says why.
 pub mod placement;
+/// Who measures the lines between datacentres.
+pub mod probe;
 /// All planners in order.
 pub mod round;
 /// How a running VM gets to a host.

@@ -358,6 +358,8 @@ impl Agent {
             },
             pools: [(pool, PoolSeen::Ready { capacity: Bytes::gib(100), port: None })].into(),
             tunnel: None,
+            mover: None,
+            lines: Default::default(),
             link: LinkState::Silent,
             since: self.world.now(),
         }

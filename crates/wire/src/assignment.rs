@@ -35,6 +35,35 @@ pub struct Assignment {
     /// Of the moves that leave this host over a line with limits.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub paces: Vec<Pace>,
+    /// Lines to other datacentres that this host measures: at first sight, then now and then. One that a move begins to
+    /// use is not in here meanwhile.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub probes: Vec<Probe>,
+    /// Absent: no other host measures a line to this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probed: Option<Probed>,
+}
+
+/// One line to measure.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Probe {
+    /// To which it goes.
+    pub datacentre: Name,
+    /// The host there that answers, whose certificate must be met.
+    pub peer: Name,
+    /// Of its mover, as it reported it.
+    pub at: SocketAddr,
+    pub session: Uuid,
+    /// How much of the line it may take: the lower counts, as for a move.
+    pub shares: Vec<Share>,
+}
+
+/// Probes to answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Probed {
+    pub listen: IpAddr,
+    /// One for each host that measures.
+    pub sessions: Vec<Uuid>,
 }
 
 /// How fast a move may go. The host reads the time of day from its own clock.

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, dead_code)]
 
 /// Hosts that know each other.
-mod certificates;
+pub mod certificates;
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
@@ -215,6 +215,8 @@ impl Host {
             volumes: vec![],
             tunnel: None,
             paces: Vec::new(),
+            probes: Vec::new(),
+            probed: None,
         };
         self.fleet.apply(&assignment);
     }

@@ -99,6 +99,8 @@ impl Rows {
                 PoolSeen::Ready { capacity: Bytes::gib(9000), port: None },
             )]),
             tunnel: None,
+            mover: None,
+            lines: BTreeMap::new(),
             link: LinkState::Connected,
             since: NOW,
         };

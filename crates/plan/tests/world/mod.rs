@@ -146,6 +146,8 @@ impl World {
                 (name("san"), if text == "a1" { served } else { ready }),
             ]),
             tunnel: None,
+            mover: None,
+            lines: BTreeMap::new(),
             link: LinkState::Connected,
             since: self.now,
         };
