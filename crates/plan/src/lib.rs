@@ -30,6 +30,8 @@ pub mod operation;
 mod pace;
 /// Picks a host, and says why.
 pub mod placement;
+/// Room for the VMs of hosts that may be lost.
+pub mod reserve;
 /// All planners in order.
 pub mod round;
 /// How a running VM gets to a host.

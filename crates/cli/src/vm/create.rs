@@ -8,7 +8,7 @@ use sterna_base::units::{Bytes, Span};
 use sterna_client::vm::{Ask, Boot};
 use sterna_model::meta::Name;
 use sterna_model::network::Mac;
-use sterna_model::vm::{CPUS_MAX, CloudInit, NicSpec, Place, Power, RestartPolicy};
+use sterna_model::vm::{CPUS_MAX, CloudInit, NicSpec, Place, Power, Priority, RestartPolicy};
 
 use crate::crud::{self, About};
 use crate::exit::{Failure, Result};
@@ -63,6 +63,9 @@ pub struct Create {
     /// When the guest ends without being asked to [default: on-failure]
     #[arg(long, value_enum, value_name = "WHEN")]
     restart: Option<Restart>,
+    /// Who starts first where room is short [default: normal]
+    #[arg(long, value_enum, value_name = "PRIORITY")]
+    priority: Option<Urgency>,
     /// Make it and leave it off
     #[arg(long)]
     stopped: bool,
@@ -85,6 +88,24 @@ impl From<Restart> for RestartPolicy {
         match restart {
             Restart::OnFailure => RestartPolicy::OnFailure,
             Restart::Never => RestartPolicy::Never,
+        }
+    }
+}
+
+/// Who starts first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Urgency {
+    Low,
+    Normal,
+    High,
+}
+
+impl From<Urgency> for Priority {
+    fn from(urgency: Urgency) -> Self {
+        match urgency {
+            Urgency::Low => Priority::Low,
+            Urgency::Normal => Priority::Normal,
+            Urgency::High => Priority::High,
         }
     }
 }
@@ -133,6 +154,7 @@ fn ask(args: &Create) -> Result<Ask> {
         cloud_init: (cloud_init != CloudInit::default()).then_some(cloud_init),
         shutdown_timeout: args.shutdown_timeout,
         restart: args.restart.map(Into::into),
+        priority: args.priority.map(Into::into),
     })
 }
 

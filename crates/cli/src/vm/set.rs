@@ -10,7 +10,7 @@ use crate::crud;
 use crate::exit::{Failure, Result};
 use crate::select::{LabelChange, Many};
 use crate::session::Session;
-use crate::vm::create::Restart;
+use crate::vm::create::{Restart, Urgency};
 
 #[derive(Debug, Args)]
 pub struct Set {
@@ -34,6 +34,9 @@ pub struct Set {
     /// When the guest ends without being asked to
     #[arg(long, value_enum, value_name = "WHEN")]
     restart: Option<Restart>,
+    /// Who starts first where room is short
+    #[arg(long, value_enum, value_name = "PRIORITY")]
+    priority: Option<Urgency>,
 }
 
 pub async fn run(session: &Session, args: Set) -> Result<()> {
@@ -42,6 +45,7 @@ pub async fn run(session: &Session, args: Set) -> Result<()> {
         memory: args.memory,
         shutdown_timeout: args.shutdown_timeout,
         restart: args.restart.map(Into::into),
+        priority: args.priority.map(Into::into),
         ..Ask::default()
     };
     let spec = (spec != Ask::default()).then_some(spec);

@@ -191,6 +191,11 @@ pub fn differences(old: &Object<VmSpec>, new: &Object<VmSpec>) -> Vec<(bool, Str
         (was.place != is.place, false, "place changed".to_owned()),
         (was.restart != is.restart, false, "restart changed".to_owned()),
         (
+            was.priority != is.priority,
+            false,
+            format!("priority {} -> {}", was.priority.word(), is.priority.word()),
+        ),
+        (
             was.shutdown_timeout != is.shutdown_timeout,
             false,
             format!("shutdown_timeout {} -> {}", was.shutdown_timeout, is.shutdown_timeout),
