@@ -137,9 +137,7 @@ impl Model for LeaseModel {
             Property::always(SAFE[1], |_, world: &World| !world.is_revived),
             Property::always(SAFE[2], |_, world: &World| !world.outlives_its_lease()),
             Property::sometimes(POSSIBLE[0], |_, world: &World| world.process.is_some()),
-            Property::sometimes(POSSIBLE[1], |_, world: &World| {
-                world.is_fenced
-            }),
+            Property::sometimes(POSSIBLE[1], |_, world: &World| world.is_fenced),
             Property::sometimes(POSSIBLE[2], |_, world: &World| {
                 world.process.is_some_and(|process| process.is_killed)
             }),
