@@ -23,6 +23,8 @@ mod datacentre;
 mod event;
 /// How a command ends: message, hint, exit code.
 pub mod exit;
+/// What happens to VMs when hosts fail.
+mod ha;
 /// Machines that run VMs.
 mod host;
 /// Sources of boot disks.

@@ -9,8 +9,8 @@ use crate::machine::{self, Machine};
 use crate::output::Format;
 use crate::session::{Session, Terminal};
 use crate::{
-    apply, audit, cluster, completion, datacentre, event, host, image, migration, network, nic, operation,
-    pool, server, token, vm, volume,
+    apply, audit, cluster, completion, datacentre, event, ha, host, image, migration, network, nic,
+    operation, pool, server, token, vm, volume,
 };
 
 /// Keeps virtual servers running wherever it is best for them to run, and moves them while they run.
@@ -67,6 +67,9 @@ enum Noun {
     /// Hosts with one CPU baseline
     #[command(subcommand)]
     Cluster(cluster::Verb),
+    /// What happens to VMs when hosts fail
+    #[command(subcommand)]
+    Ha(ha::Verb),
     /// Moves of running VMs
     #[command(subcommand)]
     Migration(migration::Verb),
@@ -149,6 +152,7 @@ pub(crate) async fn dispatch(
         Noun::Nic(verb) => nic::run(&session, verb).await,
         Noun::Datacentre(verb) => datacentre::run(&session, verb).await,
         Noun::Cluster(verb) => cluster::run(&session, verb).await,
+        Noun::Ha(verb) => ha::run(&session, verb).await,
         Noun::Migration(verb) => migration::run(&session, verb).await,
         Noun::Operation(verb) => operation::run(&session, verb).await,
         Noun::Event(verb) => event::run(&session, verb).await,

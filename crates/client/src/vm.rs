@@ -8,7 +8,9 @@ use sterna_model::forecast::{Forecast, Past};
 use sterna_model::health::{HealthCheck, OnFault};
 use sterna_model::meta::Name;
 use sterna_model::status::VmStatus;
-use sterna_model::vm::{CloudInit, NicSpec, Place, Power, RestartPolicy, VmDecision, VmReport, VmSpec};
+use sterna_model::vm::{
+    CloudInit, NicSpec, Place, Power, Priority, RestartPolicy, VmDecision, VmReport, VmSpec,
+};
 
 use crate::Client;
 use crate::error::Result;
@@ -67,6 +69,7 @@ pub struct Ask {
     pub watchdog: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub checks: Option<Vec<HealthCheck>>,
+    pub priority: Option<Priority>,
 }
 
 /// How the boot volume of a VM with an image is made.

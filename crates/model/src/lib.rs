@@ -28,6 +28,8 @@ pub mod image;
 pub mod key;
 /// The encrypted line from one QEMU to the other.
 pub mod line;
+/// What would become of VMs whose hosts are lost.
+pub mod loss;
 /// Names, labels and what every object carries.
 pub mod meta;
 /// Moving a running VM: the one transition table.

@@ -64,6 +64,9 @@ pub struct VmSpec {
     /// Whether what the VM is for works; asked by the host that it runs on. At most 8.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub checks: Vec<HealthCheck>,
+    /// Who starts first where room is short.
+    #[serde(default, skip_serializing_if = "Priority::is_default")]
+    pub priority: Priority,
 }
 
 /// The limits the API holds a VM to.
@@ -152,6 +155,33 @@ pub enum RestartPolicy {
     #[default]
     OnFailure,
     Never,
+}
+
+/// Which VMs start first when several wait for room, and after a loss of hosts.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize, ToSchema,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Priority {
+    Low,
+    #[default]
+    Normal,
+    High,
+}
+
+impl Priority {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Priority::Low => "low",
+            Priority::Normal => "normal",
+            Priority::High => "high",
+        }
+    }
 }
 
 /// Who may run the VM: the host, and the number that grows with every new owner and every new start.

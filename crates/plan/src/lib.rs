@@ -32,6 +32,8 @@ mod pace;
 pub mod placement;
 /// Who measures the lines between datacentres.
 pub mod probe;
+/// Room for the VMs of hosts that may be lost.
+pub mod reserve;
 /// All planners in order.
 pub mod round;
 /// How a running VM gets to a host.

@@ -206,7 +206,7 @@ fn a_cluster_runs_what_all_its_hosts_run() {
     });
     world.settle();
     assert_eq!(baseline(&world), ("qemu64".into(), "pc-q35-7.2".into(), 2));
-    let spec = ClusterSpec { datacentre: name("dc"), cpu_model: Some("Haswell".into()) };
+    let spec = ClusterSpec { datacentre: name("dc"), cpu_model: Some("Haswell".into()), reserve: None };
     world.spec(Kind::Cluster, "dc", spec);
     world.settle();
     assert_eq!(baseline(&world).0, "Haswell", "a person's word goes first");

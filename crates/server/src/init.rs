@@ -47,7 +47,7 @@ pub async fn init(config: &Config, store: &Arc<dyn Store>) -> anyhow::Result<Rea
     let default = Name::new("default")?;
     let datacentre = &config.datacentre;
     ensure(store, Kind::Datacentre, datacentre, DatacentreSpec::default(), now).await?;
-    let cluster = ClusterSpec { datacentre: datacentre.clone(), cpu_model: None };
+    let cluster = ClusterSpec { datacentre: datacentre.clone(), cpu_model: None, reserve: None };
     ensure(store, Kind::Cluster, datacentre, cluster, now).await?;
     let network = NetworkSpec { kind: NetworkKind::Overlay { cidr: CIDR.parse()? }, default: true };
     ensure(store, Kind::Network, &default, network, now).await?;

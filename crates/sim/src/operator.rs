@@ -134,6 +134,7 @@ impl World {
             on_hang: Default::default(),
             watchdog: false,
             checks: Vec::new(),
+            priority: Default::default(),
         };
         let txn = self.put_new(Txn::new(), Kind::Volume, &boot, disk);
         self.submit(self.put_new(txn, Kind::Vm, vm, spec))

@@ -9,7 +9,7 @@ use sterna_client::vm::{Ask, Boot};
 use sterna_model::health::HealthCheck;
 use sterna_model::meta::Name;
 use sterna_model::network::Mac;
-use sterna_model::vm::{CPUS_MAX, CloudInit, NicSpec, Place, Power, RestartPolicy};
+use sterna_model::vm::{CPUS_MAX, CloudInit, NicSpec, Place, Power, Priority, RestartPolicy};
 
 use crate::crud::{self, About};
 use crate::exit::{Failure, Result};
@@ -78,6 +78,9 @@ pub struct Create {
     /// ,failures=3 ,expect=2xx ,action=restart; several may be given
     #[arg(long = "check", value_name = "CHECK", value_parser = check)]
     checks: Vec<HealthCheck>,
+    /// Who starts first where room is short [default: normal]
+    #[arg(long, value_enum, value_name = "PRIORITY")]
+    priority: Option<Urgency>,
     /// Make it and leave it off
     #[arg(long)]
     stopped: bool,
@@ -100,6 +103,24 @@ impl From<Restart> for RestartPolicy {
         match restart {
             Restart::OnFailure => RestartPolicy::OnFailure,
             Restart::Never => RestartPolicy::Never,
+        }
+    }
+}
+
+/// Who starts first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Urgency {
+    Low,
+    Normal,
+    High,
+}
+
+impl From<Urgency> for Priority {
+    fn from(urgency: Urgency) -> Self {
+        match urgency {
+            Urgency::Low => Priority::Low,
+            Urgency::Normal => Priority::Normal,
+            Urgency::High => Priority::High,
         }
     }
 }
@@ -152,6 +173,7 @@ fn ask(args: &Create) -> Result<Ask> {
         on_hang: args.on_hang.map(Into::into),
         watchdog: args.watchdog.then_some(true),
         checks: (!args.checks.is_empty()).then(|| args.checks.clone()),
+        priority: args.priority.map(Into::into),
     })
 }
 

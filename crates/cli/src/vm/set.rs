@@ -12,7 +12,7 @@ use crate::exit::{Failure, Result};
 use crate::select::{LabelChange, Many};
 use crate::session::Session;
 use crate::vm::check::{Fault, check};
-use crate::vm::create::Restart;
+use crate::vm::create::{Restart, Urgency};
 
 #[derive(Debug, Args)]
 pub struct Set {
@@ -51,6 +51,9 @@ pub struct Set {
     /// Ask no more
     #[arg(long)]
     no_checks: bool,
+    /// Who starts first where room is short
+    #[arg(long, value_enum, value_name = "PRIORITY")]
+    priority: Option<Urgency>,
 }
 
 pub async fn run(session: &Session, args: Set) -> Result<()> {
@@ -63,6 +66,7 @@ pub async fn run(session: &Session, args: Set) -> Result<()> {
         on_hang: args.on_hang.map(Into::into),
         watchdog: args.watchdog,
         checks: (args.no_checks || !args.checks.is_empty()).then_some(args.checks),
+        priority: args.priority.map(Into::into),
         ..Ask::default()
     };
     let spec = (spec != Ask::default()).then_some(spec);

@@ -44,7 +44,9 @@ impl World {
         let now = Timestamp::from_millis(1_000_000);
         let mut world = Self { view: View::default(), now, changes: Vec::new(), uids: 0 };
         world.spec(Kind::Datacentre, "dc", sterna_model::datacentre::DatacentreSpec::default());
-        world.spec(Kind::Cluster, "dc", ClusterSpec { datacentre: name("dc"), cpu_model: None });
+        // Full hosts are what most tests are about.
+        let cluster = ClusterSpec { datacentre: name("dc"), cpu_model: None, reserve: Some(0) };
+        world.spec(Kind::Cluster, "dc", cluster);
         let kind = NetworkKind::Overlay { cidr: "10.100.0.0/24".parse().unwrap() };
         world.spec(Kind::Network, "default", NetworkSpec { kind, default: true });
         let kind = PoolKind::SharedDir { path: "/srv".into() };
@@ -249,12 +251,22 @@ impl World {
     /// Every volume that was decided is there, and every owner runs its VM.
     pub fn all_run(&mut self) {
         self.settle();
-        let volumes: Vec<_> = self.view.volumes.keys().cloned().collect();
-        for volume in volumes {
-            let size = self.view.volumes[&volume].decision.as_ref().unwrap().size;
+        let all_have = self.view.vms.values().all(|entry| entry.decision.is_some());
+        assert!(all_have, "a VM has no host");
+        self.all_that_can_run();
+    }
+
+    /// The same of the VMs that have a host.
+    pub fn all_that_can_run(&mut self) {
+        self.settle();
+        let decided = self.view.volumes.iter().filter_map(|(name, entry)| {
+            entry.decision.as_ref().map(|decision| (name.clone(), decision.size))
+        });
+        for (volume, size) in decided.collect::<Vec<_>>() {
             self.put(Key::report(Kind::Volume, &volume), &VolumeReport::Ready { size });
         }
-        let vms: Vec<_> = self.view.vms.keys().map(ToString::to_string).collect();
+        let owned = self.view.vms.iter().filter(|(_, entry)| entry.decision.is_some());
+        let vms: Vec<_> = owned.map(|(name, _)| name.to_string()).collect();
         for vm in vms {
             let (host, epoch) = self.owner(&vm);
             self.report(&vm, &host, epoch, CopyState::Running);

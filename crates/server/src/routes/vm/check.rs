@@ -197,6 +197,11 @@ pub fn differences(old: &Object<VmSpec>, new: &Object<VmSpec>) -> Vec<(bool, Str
         (was.watchdog != is.watchdog, true, format!("watchdog {} -> {}", was.watchdog, is.watchdog)),
         (was.checks != is.checks, false, "checks changed".to_owned()),
         (
+            was.priority != is.priority,
+            false,
+            format!("priority {} -> {}", was.priority.word(), is.priority.word()),
+        ),
+        (
             was.shutdown_timeout != is.shutdown_timeout,
             false,
             format!("shutdown_timeout {} -> {}", was.shutdown_timeout, is.shutdown_timeout),
