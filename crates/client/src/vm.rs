@@ -69,6 +69,7 @@ pub struct Ask {
     pub watchdog: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub checks: Option<Vec<HealthCheck>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub priority: Option<Priority>,
 }
 
