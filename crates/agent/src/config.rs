@@ -165,9 +165,8 @@ mod tests {
 
     #[test]
     fn a_share_above_the_whole_is_refused() {
-        let text = |percent| {
-            format!("server = \"10.0.0.1:7443\"\nhost = \"a1\"\nformer_free_percent = {percent}")
-        };
+        let text =
+            |percent| format!("server = \"10.0.0.1:7443\"\nhost = \"a1\"\nformer_free_percent = {percent}");
         assert_eq!(toml::from_str::<Config>(&text(100)).unwrap().former_free_percent, 100);
         assert!(toml::from_str::<Config>(&text(101)).unwrap_err().to_string().contains("0 to 100"));
     }

@@ -128,6 +128,7 @@ fn owner(view: &View, vm: &Vm<'_>, decision: &VmDecision, migration: Moving<'_>,
         reset_request: vm.spec.reset_request,
         shutdown_timeout: vm.spec.shutdown_timeout,
         continues: decision.continues.clone(),
+        adopts: decision.adopts,
         outgoing,
     }
 }

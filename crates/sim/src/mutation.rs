@@ -40,11 +40,15 @@ pub enum Mutation {
     FrozenIsTakenBackAtOnce,
     /// Control gives a VM back to its source under the epoch that the source had.
     ReturnsUnderItsOldEpoch,
+    /// The gateway tells hosts what a restored store says before it is known what they have.
+    OrdersWhileRecovering,
+    /// Control goes on from what a restored store says.
+    RecoversAtOnce,
 }
 
 impl Mutation {
     /// Each with the scenario that catches it.
-    pub const ALL: [(Mutation, &str); 17] = [
+    pub const ALL: [(Mutation, &str); 19] = [
         (Mutation::TrustsIncompleteInventory, "ha/agent-cannot-look"),
         (Mutation::SilenceMeansStopped, "ha/host-is-silent"),
         (Mutation::ReportsResurrect, "vm/agent-dies-when-its-vm-is-removed"),
@@ -62,5 +66,7 @@ impl Mutation {
         (Mutation::LoadedBeforeTheEnd, "mover/plain"),
         (Mutation::FrozenIsTakenBackAtOnce, "mover/source-agent-dies-having-granted"),
         (Mutation::ReturnsUnderItsOldEpoch, "mover/target-dies-having-been-granted"),
+        (Mutation::OrdersWhileRecovering, "store/restored-after-a-move"),
+        (Mutation::RecoversAtOnce, "store/restored-after-a-start"),
     ];
 }
