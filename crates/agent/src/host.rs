@@ -126,6 +126,7 @@ pub fn report(
         // Both are the server's to say.
         link: LinkState::default(),
         since: Timestamp::default(),
+        told: None,
     })
 }
 

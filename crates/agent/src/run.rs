@@ -6,7 +6,7 @@
 use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
@@ -17,6 +17,7 @@ use sterna_wire::down::Down;
 use sterna_wire::up::Up;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::carrier::{self, Carriers, Lines};
 use crate::config::Config;
@@ -109,7 +110,17 @@ async fn start(config: &Config, shim: Vec<OsString>, scope: &Scope) -> anyhow::R
     scope.spawn(converge::measure(Meter::new(config), storage.clone(), Arc::clone(&outbox) as _));
     let consoles = Consoles::new(identity.clone(), config.run_dir.clone());
     let board = Arc::clone(&ports.board);
-    let ends = ServerEnds { fleet, assigned, carriers, consoles, board, storage, host, is_complete };
+    let ends = ServerEnds {
+        fleet,
+        assigned,
+        carriers,
+        consoles,
+        board,
+        storage,
+        host,
+        is_complete,
+        held: Mutex::default(),
+    };
     Link { identity, outbox, ends: Arc::new(ends), is_up }.run().await;
     Ok(())
 }
@@ -247,10 +258,19 @@ struct ServerEnds {
     storage: Storage,
     host: Arc<dyn Fn() -> Up + Send + Sync>,
     is_complete: bool,
+    /// The incarnation that asked to hold, on this connection.
+    held: Mutex<Option<Uuid>>,
+}
+
+impl ServerEnds {
+    fn held(&self) -> MutexGuard<'_, Option<Uuid>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Ends for ServerEnds {
     fn on_connected(&self) {
+        *self.held() = None;
         self.fleet.on_connected();
     }
 
@@ -266,6 +286,12 @@ impl Ends for ServerEnds {
                 self.fleet.apply(&assignment);
             }
             Down::Attach { ticket, uid, end, .. } => self.consoles.attach(ticket, uid, end),
+            Down::Hold { incarnation } => {
+                tracing::warn!(%incarnation, "the server's store came back from a backup; every order is let go of");
+                // In this order: an inventory that says so rests on it.
+                self.fleet.hold();
+                *self.held() = Some(incarnation);
+            }
             Down::Alive => {}
         }
     }
@@ -275,9 +301,10 @@ impl Ends for ServerEnds {
     }
 
     fn inventory(&self) -> (bool, Up) {
+        let held = *self.held();
         let (is_known, vms) = self.board.inventory();
         let volumes = self.storage.volumes().borrow().values().cloned().collect();
         let complete = is_known && self.is_complete;
-        (complete, Up::Inventory { complete, vms, volumes })
+        (complete, Up::Inventory { complete, vms, volumes, held })
     }
 }

@@ -3,6 +3,8 @@
 //! Holds the whole grammar, also of the verbs that act on this machine ([`machine`]): those are only parsed here and
 //! carried out by the binary, because this crate knows the API and nothing of servers, agents or labs.
 
+/// Facts that need a person.
+mod alert;
 /// Carrying out a declarative file.
 mod apply;
 /// Asking before something is lost.

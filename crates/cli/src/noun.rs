@@ -9,7 +9,7 @@ use crate::machine::{self, Machine};
 use crate::output::Format;
 use crate::session::{Session, Terminal};
 use crate::{
-    apply, audit, cluster, completion, datacentre, event, ha, host, image, migration, network, nic,
+    alert, apply, audit, cluster, completion, datacentre, event, ha, host, image, migration, network, nic,
     operation, pool, server, token, vm, volume,
 };
 
@@ -79,6 +79,9 @@ enum Noun {
     /// What happened, and why
     #[command(subcommand)]
     Event(event::Verb),
+    /// What needs a person
+    #[command(subcommand)]
+    Alert(alert::Verb),
     /// Who did what
     #[command(subcommand)]
     Audit(audit::Verb),
@@ -119,6 +122,8 @@ impl Sterna {
             Noun::Agent(verb) => Task::Machine(Machine::Agent(verb), global),
             Noun::Server(server::Verb::Run(args)) => Task::Machine(Machine::ServerRun(args), global),
             Noun::Server(server::Verb::Init(args)) => Task::Machine(Machine::ServerInit(args), global),
+            Noun::Server(server::Verb::Backup(args)) => Task::Machine(Machine::ServerBackup(args), global),
+            Noun::Server(server::Verb::Restore(args)) => Task::Machine(Machine::ServerRestore(args), global),
             Noun::Host(host::Verb::Check(args)) => Task::Machine(Machine::HostCheck(args), global),
             Noun::Host(host::Verb::Leave(args)) => Task::Machine(Machine::HostLeave(args), global),
             noun => Task::Api(ApiTask(Sterna { global, noun })),
@@ -156,6 +161,7 @@ pub(crate) async fn dispatch(
         Noun::Migration(verb) => migration::run(&session, verb).await,
         Noun::Operation(verb) => operation::run(&session, verb).await,
         Noun::Event(verb) => event::run(&session, verb).await,
+        Noun::Alert(verb) => alert::run(&session, verb).await,
         Noun::Audit(verb) => audit::run(&session, verb).await,
         Noun::Token(verb) => token::run(&session, verb).await,
         Noun::Server(verb) => server::run(&session, verb).await,

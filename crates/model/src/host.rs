@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use sterna_base::clock::Timestamp;
 use sterna_base::units::Bytes;
 use utoipa::ToSchema;
+use uuid::Uuid;
 
 use crate::cpu::{Accel, CpuReport};
 use crate::meta::Name;
@@ -86,6 +87,9 @@ pub struct HostReport {
     /// When `link` last changed.
     #[schema(value_type = String, format = DateTime)]
     pub since: Timestamp,
+    /// The incarnation of the store that it has told everything to; set by the gateway.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub told: Option<Uuid>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
@@ -108,6 +112,9 @@ pub enum PoolSeen {
         /// Port on which this host serves an `nbd` pool; only on the pool's own host.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         port: Option<u16>,
+        /// How full it is, in steps, once that matters; absent below.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        used_percent: Option<u8>,
     },
     Failed {
         why: String,

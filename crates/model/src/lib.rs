@@ -4,6 +4,8 @@
 //! Each object has up to three columns in the store, each with one writer ([`key::Column`]):
 //! spec (API), decision (control), report (gateway, from agents). What users see is computed by [`status`].
 
+/// Facts that need a person.
+pub mod alert;
 /// How much of the line between datacentres moves may take, by the time of day.
 pub mod bandwidth;
 /// Clusters: hosts with one CPU baseline.
@@ -44,6 +46,8 @@ pub mod pool;
 pub mod probe;
 /// What users see of a VM, computed from the three columns.
 pub mod status;
+/// The store as an object: its incarnation, its recovery, its backups.
+pub mod store;
 /// Who may talk to the API.
 pub mod token;
 /// The encrypted way between hosts of different datacentres.

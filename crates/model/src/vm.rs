@@ -203,6 +203,9 @@ pub struct VmDecision {
     /// network block devices are made for an epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub opened: Option<u64>,
+    /// A restored store found the copy running under this epoch: it goes on under the owner's, which no order from before has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopts: Option<u64>,
     pub hardware: Hardware,
     /// The `power_request` that led to this start.
     pub power_request: u64,

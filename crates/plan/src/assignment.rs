@@ -134,6 +134,7 @@ fn owner(view: &View, vm: &Vm<'_>, decision: &VmDecision, migration: Moving<'_>,
         reset_request: vm.spec.reset_request,
         shutdown_timeout: vm.spec.shutdown_timeout,
         continues: decision.continues.clone(),
+        adopts: decision.adopts,
         outgoing,
         restart_here: may_restart_here(vm, decision, migration).then_some(decision.restarts),
         health: Some(HealthOrder {

@@ -259,6 +259,7 @@ impl Move<'_> {
             owner,
             continues: Some(self.name.clone()),
             opened,
+            adopts: None,
             since: self.now,
             why: format!("migration {}: {why}", self.name),
             ..before.clone()

@@ -57,7 +57,10 @@ fn a_volume_waits_while_no_host_can_make_it() {
     world.settle();
     assert!(world.view.volumes[&name("near")].decision.is_none());
     world.report_host("a2", |report| {
-        report.pools.insert(name("local"), PoolSeen::Ready { capacity: Bytes::gib(1), port: None });
+        report.pools.insert(
+            name("local"),
+            PoolSeen::Ready { capacity: Bytes::gib(1), port: None, used_percent: None },
+        );
     });
     world.settle();
     assert_eq!(decision(&world, "near").host, name("a2"));

@@ -454,6 +454,11 @@ plain!(Datacentres, Datacentre, datacentres, DatacentreSpec, (), Datacentre);
 plain!(Clusters, Cluster, clusters, ClusterSpec, ClusterDecision, Cluster, decision);
 plain!(Networks, Network, networks, NetworkSpec, NetworkDecision, Network, decision);
 
+// After the macros that it uses.
+mod alert;
+
+pub use alert::{Alert, AlertStatus, Alerts, Store, Stores};
+
 /// Calls `$run` with the resource type of a kind; kinds that the API does not show answer `$none`.
 macro_rules! with_resource {
     ($kind:expr, $resource:ident => $run:expr, $none:expr) => {{
@@ -504,6 +509,14 @@ macro_rules! with_resource {
                 $run
             }
             sterna_model::key::Kind::JoinToken => $none,
+            sterna_model::key::Kind::Store => {
+                type $resource = Stores;
+                $run
+            }
+            sterna_model::key::Kind::Alert => {
+                type $resource = Alerts;
+                $run
+            }
         }
     }};
 }

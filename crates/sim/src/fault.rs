@@ -63,6 +63,10 @@ pub enum Act {
     Undrain(usize),
     /// The server dies and its store is restored from a copy that is older than this VM.
     Lose(String),
+    /// The store is copied.
+    BackUp,
+    /// The server dies and starts over the last copy of its store.
+    Restore,
 }
 
 /// A deed that waits for an instant.
@@ -115,6 +119,16 @@ impl Act {
         }
     }
 
+    /// What a person may do without making or removing a VM.
+    pub fn draw_lasting_order(random: &mut Random, hosts: u64, vms: &[String]) -> Self {
+        loop {
+            let order = Self::draw_order(random, hosts, vms);
+            if !matches!(order, Act::Create(_) | Act::Delete(_)) {
+                return order;
+            }
+        }
+    }
+
     /// What a person may do next.
     pub fn draw_order(random: &mut Random, hosts: u64, vms: &[String]) -> Self {
         let vm = random.pick(vms).clone();
@@ -164,6 +178,8 @@ impl World {
             Act::FailDisk(host) => self.fail_disk(*host),
             Act::Panic(host) | Act::Hang(host) | Act::Mute(host) => self.fail_guest(act, *host),
             Act::Lose(vm) => self.lose(vm),
+            Act::BackUp => self.back_up(),
+            Act::Restore => self.restore(),
             Act::Blind(rate) | Act::Starve(rate) | Act::Withhold(rate) => {
                 self.say(act.to_string());
                 let config = &mut self.lock().config;
@@ -279,6 +295,8 @@ impl fmt::Display for Act {
             Act::Withhold(rate) => write!(f, "withhold {rate}"),
             Act::Create(vm) => write!(f, "create {vm}"),
             Act::Lose(vm) => write!(f, "lose {vm}"),
+            Act::BackUp => f.write_str("back up"),
+            Act::Restore => f.write_str("restore"),
             Act::Start(vm) => write!(f, "start {vm}"),
             Act::Stop(vm) => write!(f, "stop {vm}"),
             Act::Off(vm) => write!(f, "off {vm}"),
@@ -338,6 +356,8 @@ impl FromStr for Act {
             ["drain", at] => Act::Drain(host(at)?),
             ["undrain", at] => Act::Undrain(host(at)?),
             ["lose", name] => Act::Lose(vm(name)),
+            ["back", "up"] => Act::BackUp,
+            ["restore"] => Act::Restore,
             _ => return Err(format!("`{text}` is nothing that can be done")),
         })
     }

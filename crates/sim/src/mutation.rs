@@ -42,11 +42,15 @@ pub enum Mutation {
     ReturnsUnderItsOldEpoch,
     /// A source whose disks go straight is let go while its guest still writes to them.
     GoesOnBeforeMirrorsEnd,
+    /// The gateway tells hosts what a restored store says before it is known what they have.
+    OrdersWhileRecovering,
+    /// Control goes on from what a restored store says.
+    RecoversAtOnce,
 }
 
 impl Mutation {
     /// Each with the scenario that catches it.
-    pub const ALL: [(Mutation, &str); 18] = [
+    pub const ALL: [(Mutation, &str); 20] = [
         (Mutation::TrustsIncompleteInventory, "ha/agent-cannot-look"),
         (Mutation::SilenceMeansStopped, "ha/host-is-silent"),
         (Mutation::ReportsResurrect, "vm/agent-dies-when-its-vm-is-removed"),
@@ -65,5 +69,7 @@ impl Mutation {
         (Mutation::FrozenIsTakenBackAtOnce, "mover/source-agent-dies-having-granted"),
         (Mutation::ReturnsUnderItsOldEpoch, "mover/target-dies-having-been-granted"),
         (Mutation::GoesOnBeforeMirrorsEnd, "direct/plain"),
+        (Mutation::OrdersWhileRecovering, "store/restored-after-a-move"),
+        (Mutation::RecoversAtOnce, "store/restored-after-a-start"),
     ];
 }

@@ -27,7 +27,7 @@ fn bytes(value: &impl Serialize) -> Vec<u8> {
 }
 
 impl World {
-    fn meta(&self, name: Name) -> Meta {
+    pub(crate) fn meta(&self, name: Name) -> Meta {
         let uid = {
             let mut state = self.lock();
             let (high, low) = (state.random.word(), state.random.word());

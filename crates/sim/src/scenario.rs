@@ -198,6 +198,42 @@ pub fn storm(config: Config) -> Outcome {
     })
 }
 
+/// The same with a store that is copied before the faults and the orders, and restored after them.
+#[must_use]
+pub fn restored(config: Config) -> Outcome {
+    in_virtual_time(|| async move {
+        let config = drawn(config);
+        let world = World::new(config);
+        let vms: Vec<String> = vec!["web".to_owned(), "db".to_owned()];
+        let began = begin(&world, &vms).await;
+        let quiet = {
+            let mut state = world.lock();
+            state.is_stormy = true;
+            state.random.between(0, 3000)
+        };
+        let orders = tokio::spawn(rain(world.clone(), 600, move |world| {
+            let mut state = world.lock();
+            let hosts = state.hosts.len() as u64;
+            Act::draw_lasting_order(&mut state.random, hosts, &vms)
+        }));
+        let faults = tokio::spawn(rain(world.clone(), 1500, |world| {
+            let mut state = world.lock();
+            let hosts = state.hosts.len() as u64;
+            Act::draw(&mut state.random, hosts)
+        }));
+        world.sleep(quiet).await;
+        world.act(&Act::BackUp);
+        let length = world.lock().random.between(500, 6000);
+        world.sleep(length).await;
+        world.act(&Act::Restore);
+        orders.abort();
+        let after = world.lock().random.between(0, 4000);
+        world.sleep(after).await;
+        faults.abort();
+        end(&world, began).await
+    })
+}
+
 pub(crate) async fn rain(world: World, every: u64, draw: impl Fn(&World) -> Act) {
     loop {
         world.pause(every / 10, every * 2).await;

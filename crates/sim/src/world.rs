@@ -13,7 +13,7 @@ use sterna_agent::vm::record::{Notes, Seen};
 use sterna_base::clock::{Clock, Timestamp};
 use sterna_base::scope::Scope;
 use sterna_model::meta::Name;
-use sterna_store::Memory;
+use sterna_store::{Memory, Snapshot};
 use sterna_wire::assignment::Assignment;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
@@ -134,6 +134,8 @@ pub struct State {
     pub injected: Injected,
     /// VMs that the store has lost; they run on all the same.
     pub lost: BTreeSet<Uuid>,
+    /// The last copy of the store.
+    pub backup: Option<Snapshot>,
 }
 
 pub struct Inner {
@@ -189,6 +191,7 @@ impl World {
             acts_done: BTreeSet::new(),
             injected: Injected::new(),
             lost: BTreeSet::new(),
+            backup: None,
             config,
         };
         let store = Memory::new(Arc::new(move || started.elapsed()));

@@ -136,6 +136,9 @@ pub struct Owner {
     /// Present: continue the copy that this migration left here, and never start a new process under this epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub continues: Option<Name>,
+    /// Present: the copy that is here under this epoch goes on as it is, under the order's. Only said to a host that held.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopts: Option<u64>,
     /// Present: send this VM's memory away.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outgoing: Option<Outgoing>,

@@ -24,6 +24,9 @@ pub enum Up {
         complete: bool,
         vms: Vec<VmSeen>,
         volumes: Vec<VolumeSeen>,
+        /// The incarnation whose `Hold` came before: no order from before it is carried out any more.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        held: Option<Uuid>,
     },
     /// One VM changed. `report: null`: nothing of it is left here.
     Vm(VmSeen),

@@ -111,6 +111,8 @@ pub enum Step {
     Listen,
     /// Everything arrived.
     MarkLoaded,
+    /// The copy is this host's under the order's epoch, and goes on as it is.
+    Adopt,
     /// Run the copy that a migration left here, under the order's epoch.
     Continue,
     Send,
@@ -260,6 +262,9 @@ fn own_copy(known: Known<'_>, epoch: u64, owner: &Owner, (view, notes): (&View, 
     }
     if notes.title == Title::Owner && notes.epoch == epoch {
         return in_flight(known).unwrap_or_else(|| converge(known, owner, view, notes));
+    }
+    if notes.title == Title::Owner && owner.adopts == Some(notes.epoch) {
+        return in_flight(known).unwrap_or(Step::Adopt);
     }
     let Some(migration) = &owner.continues else { return Step::Kill(Cause::Released) };
     if let Some(step) = in_flight(known) {

@@ -35,6 +35,7 @@ fn owner() -> Owner {
         reset_request: 0,
         shutdown_timeout: Span::from_secs(30),
         continues: None,
+        adopts: None,
         outgoing: None,
         restart_here: None,
         health: None,
@@ -238,6 +239,28 @@ fn a_migrated_copy_is_continued_and_never_started_anew() {
             saw(6),
             Step::Wait,
         ),
+    ]);
+}
+
+fn adopts(epoch: u64, found: u64) -> Order {
+    owns(epoch, Owner { adopts: Some(found), ..owner() })
+}
+
+#[test]
+fn a_copy_that_a_restored_store_found_goes_on_under_a_higher_epoch() {
+    check(vec![
+        (adopts(8, 5), running(), as_owner(5), saw(5), Step::Adopt),
+        // Written down, but not yet noted, when the agent died.
+        (adopts(8, 5), running(), as_owner(5), saw(8), Step::Adopt),
+        (adopts(8, 5), running(), as_owner(8), saw(8), Step::Wait),
+        // Another copy than the one that was found.
+        (adopts(8, 5), running(), as_owner(4), saw(4), Step::Kill(Cause::Released)),
+        (adopts(8, 5), taken_in(Transfer::Going), as_target(5, "m"), saw(5), Step::Kill(Cause::Released)),
+        // An order from before is not obeyed any more.
+        (owns(5, owner()), running(), as_owner(8), saw(8), Step::Refuse),
+        // It ended before this host heard of it.
+        (adopts(8, 5), ended(), as_owner(5), saw(5), Step::Start),
+        (adopts(8, 5), Body::Absent, None, saw(8), Step::Conclude(Exit::Lost)),
     ]);
 }
 

@@ -85,6 +85,19 @@ impl<H: Hypervisor, R: Resources> Fleet<H, R> {
         self.lock().revision = None;
     }
 
+    /// Lets go of every order, for a server whose store came back from a backup. What a migration under way needs is done all
+    /// the same; nothing else is begun until the next assignment.
+    ///
+    /// Inventories are not complete until every VM's task has seen it: an order from before may just have been begun.
+    pub fn hold(&self) {
+        let mut state = self.lock();
+        state.revision = None;
+        for (uid, sender) in &state.orders {
+            sender.send_replace(Order::Unknown);
+            self.ports.board.doubt(*uid);
+        }
+    }
+
     fn task(self: &Arc<Self>, name: Name, uid: Uuid, order: Order) -> watch::Sender<Order> {
         let (sender, receiver) = watch::channel(order);
         let fleet = Arc::clone(self);

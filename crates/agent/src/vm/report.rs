@@ -5,7 +5,7 @@ use sterna_model::vm::{CopyState, VmReport};
 use sterna_wire::up::{Up, VmSeen};
 
 use super::Vm;
-use super::decide::Body;
+use super::decide::{Body, Step};
 use super::health::monitor::Monitor;
 use super::record::{Cause, Notes, Title};
 use super::restart::Crash;
@@ -15,7 +15,7 @@ use crate::resources::Resources;
 impl<H: Hypervisor, R: Resources> Vm<H, R> {
     /// Tells the server what changed, once.
     pub(super) fn tell(&mut self) {
-        let is_known = self.body != Body::Unknown;
+        let is_known = self.body != Body::Unknown && !self.is_about_to_change();
         if self.is_forgotten {
             self.ports.board.remove(self.uid);
             if self.reported.take().is_some() {
@@ -39,6 +39,16 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
         if is_new {
             self.ports.reports.report(Up::Vm(self.seen_as(Some(report))));
         }
+    }
+
+    /// An order waits to be looked at, a start was begun that has no epoch to be told by yet, or the copy is being ended.
+    fn is_about_to_change(&self) -> bool {
+        let is_underway = match self.job.as_ref().map(|job| &job.step) {
+            Some(Step::Start | Step::Receive) => self.starting.borrow().is_none(),
+            Some(Step::Kill(_)) => true,
+            _ => false,
+        };
+        is_underway || self.order.has_changed().unwrap_or(false)
     }
 
     fn seen_as(&self, report: Option<VmReport>) -> VmSeen {

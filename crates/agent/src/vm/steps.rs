@@ -127,6 +127,7 @@ impl<H: Hypervisor, R: Resources> Work<H, R> {
     async fn perform_owned(&mut self, step: Step, epoch: u64, owner: &Owner) -> Done<H::Guest> {
         match step {
             Step::Continue => self.continue_copy(epoch, owner).await,
+            Step::Adopt => self.adopt(epoch).await,
             Step::Send => self.send(owner).await,
             Step::Run => {
                 self.guest()?.cont().await?;
@@ -152,6 +153,14 @@ impl<H: Hypervisor, R: Resources> Work<H, R> {
             }
             _ => Ok(Found::Again),
         }
+    }
+
+    /// In this order, as before a start: no order under an older epoch may be acted upon once this one was.
+    async fn adopt(&mut self, epoch: u64) -> Done<H::Guest> {
+        self.remember(Seen { name: self.name.clone(), epoch, title: Title::Owner, exit: None })?;
+        self.note(|notes| notes.epoch = epoch)?;
+        tracing::info!(vm = %self.name, epoch, "vm goes on under another epoch");
+        self.view().await
     }
 
     pub(super) fn outcome(self, done: Done<H::Guest>) -> Outcome<H::Guest> {

@@ -355,6 +355,7 @@ pub fn owner_of(machine: Machine) -> Owner {
         reset_request: 0,
         shutdown_timeout: Span::from_millis(200),
         continues: None,
+        adopts: None,
         outgoing: None,
         restart_here: None,
         health: None,

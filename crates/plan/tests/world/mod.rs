@@ -128,8 +128,8 @@ impl World {
     }
 
     pub fn report_host(&mut self, text: &str, change: impl FnOnce(&mut HostReport)) {
-        let ready = PoolSeen::Ready { capacity: Bytes::gib(100), port: None };
-        let served = PoolSeen::Ready { capacity: Bytes::gib(100), port: Some(10809) };
+        let ready = PoolSeen::Ready { capacity: Bytes::gib(100), port: None, used_percent: None };
+        let served = PoolSeen::Ready { capacity: Bytes::gib(100), port: Some(10809), used_percent: None };
         let fresh = HostReport {
             boot_id: "boot".into(),
             sterna_version: "0.1.0".into(),
@@ -152,6 +152,7 @@ impl World {
             lines: BTreeMap::new(),
             link: LinkState::Connected,
             since: self.now,
+            told: None,
         };
         let mut report = self
             .view
@@ -214,7 +215,10 @@ impl World {
                 for key in &action.deletes {
                     self.commit(&key.to_string(), None);
                 }
-                log.push(format!("{} {}: {}", action.event.name, action.event.what, action.event.why));
+                // Alerts have tests of their own.
+                if action.event.kind != Kind::Alert.as_str() {
+                    log.push(format!("{} {}: {}", action.event.name, action.event.what, action.event.why));
+                }
             }
         }
         panic!("rounds do not come to rest: {log:#?}");
