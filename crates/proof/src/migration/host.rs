@@ -4,8 +4,11 @@
 
 use sterna_agent::hypervisor::{Pause, Run, Transfer, View};
 use sterna_agent::vm::decide::{self, Body, Due, Known, Order, Step};
+use sterna_agent::vm::health::Resets;
 use sterna_agent::vm::power;
 use sterna_agent::vm::record::{Notes, Seen, Title};
+use sterna_agent::vm::restart::Restarts;
+use sterna_model::health::HealthReport;
 use sterna_model::migration::{MigrationReport, Outcome, SideState};
 use sterna_model::vm::{CopyState, Exit, VmReport};
 use sterna_wire::assignment::Role;
@@ -99,7 +102,7 @@ impl Host {
         let body = self.body();
         let due = Due { is_cancelling: self.is_cancelling, is_overdue: self.is_overdue, ..Due::default() };
         let (notes, seen) = (self.notes.as_ref(), self.seen.as_ref());
-        decide::next(Known { order: &self.order, body: &body, notes, seen, due })
+        decide::next(Known { order: &self.order, body: &body, notes, seen, kept: None, fault: None, due })
     }
 
     /// What a step does, in its order.
@@ -161,6 +164,9 @@ impl Host {
             reset_request: 0,
             ending: None,
             taps: Vec::new(),
+            restarts: Restarts::default(),
+            resets: Resets::default(),
+            began: NOW,
         };
         let is_target = title != Title::Owner;
         vec![
@@ -209,8 +215,14 @@ impl Host {
 
     /// As it would be told to the server.
     pub fn report(&self) -> Option<VmReport> {
-        let base =
-            |epoch, state, migration| VmReport { epoch, state, migration, reset_request: 0, since: NOW };
+        let base = |epoch, state, migration| VmReport {
+            epoch,
+            state,
+            migration,
+            reset_request: 0,
+            since: NOW,
+            health: HealthReport::default(),
+        };
         match self.body() {
             Body::Unknown | Body::Absent => None,
             Body::Alive(view) => {
