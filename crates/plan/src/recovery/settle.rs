@@ -130,9 +130,7 @@ impl<'a> Recovery<'a> {
         exit: &Exit,
         is_same: bool,
     ) -> Option<Change<'a>> {
-        // A guest that shut itself down under the epoch that the store knows stays down by itself.
-        let is_asked = matches!(exit, Exit::Requested { .. });
-        let is_down = is_asked || (!is_same && *exit == Exit::GuestShutdown);
+        let is_down = matches!(exit, Exit::Requested { .. } | Exit::GuestShutdown);
         let power = (is_down && vm.is_wanted()).then_some(Power::Stopped);
         let owner = (!is_same).then_some(NewOwner::as_found(host, epoch));
         let done = match (&power, vm.is_wanted()) {
