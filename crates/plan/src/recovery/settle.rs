@@ -269,8 +269,8 @@ impl<'a> Recovery<'a> {
                 continue;
             };
             let moves = ended.iter().flat_map(|(_, moving)| &moving.volumes);
-            let to = moves.filter(|moving| moving.volume == *name).map(|moving| &moving.to);
-            let to = to.filter(|to| to.host == *host).next_back();
+            let mut to = moves.filter(|moving| moving.volume == *name).map(|moving| &moving.to);
+            let to = to.rfind(|to| to.host == *host);
             let placed = self.place(decision, host, to);
             if placed != *decision.value {
                 action = action.put(view, Key::decision(Kind::Volume, name), &placed);
