@@ -56,13 +56,20 @@ pub struct Gateway {
     lines: BTreeMap<Name, Line>,
     /// What hosts have of VMs that the store does not know.
     strays: BTreeMap<(Name, Uuid), (Name, u64)>,
+    was_recovering: bool,
 }
 
 /// Serves until the server dies.
 pub async fn run(world: World, life: u64, mut inbox: UnboundedReceiver<FromAgent>) {
     let store = Reached { world: world.clone(), life, is_control: false };
-    let mut gateway =
-        Gateway { world, store, view: View::default(), lines: BTreeMap::new(), strays: BTreeMap::new() };
+    let mut gateway = Gateway {
+        world,
+        store,
+        view: View::default(),
+        lines: BTreeMap::new(),
+        strays: BTreeMap::new(),
+        was_recovering: false,
+    };
     let mut watch = gateway.read().await;
     let mut reread = Instant::now() + REREAD_EVERY;
     let mut grace = Some(Instant::now() + GRACE);
@@ -89,6 +96,11 @@ pub async fn run(world: World, life: u64, mut inbox: UnboundedReceiver<FromAgent
                     reread = Instant::now() + REREAD_EVERY;
                 }
             }
+        }
+        if gateway.was_recovering != recovery::is_on(&gateway.view) {
+            // What was decided meanwhile may not have been told.
+            watch = gateway.read().await;
+            gateway.was_recovering = recovery::is_on(&gateway.view);
         }
         gateway.push();
     }

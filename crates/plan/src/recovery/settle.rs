@@ -130,9 +130,7 @@ impl<'a> Recovery<'a> {
         exit: &Exit,
         is_same: bool,
     ) -> Option<Change<'a>> {
-        // A guest that shut itself down under the epoch that the store knows stays down by itself.
-        let is_asked = matches!(exit, Exit::Requested { .. });
-        let is_down = is_asked || (!is_same && *exit == Exit::GuestShutdown);
+        let is_down = matches!(exit, Exit::Requested { .. } | Exit::GuestShutdown);
         let power = (is_down && vm.is_wanted()).then_some(Power::Stopped);
         let owner = (!is_same).then_some(NewOwner::as_found(host, epoch));
         let done = match (&power, vm.is_wanted()) {
@@ -271,8 +269,8 @@ impl<'a> Recovery<'a> {
                 continue;
             };
             let moves = ended.iter().flat_map(|(_, moving)| &moving.volumes);
-            let to = moves.filter(|moving| moving.volume == *name).map(|moving| &moving.to);
-            let to = to.filter(|to| to.host == *host).next_back();
+            let mut to = moves.filter(|moving| moving.volume == *name).map(|moving| &moving.to);
+            let to = to.rfind(|to| to.host == *host);
             let placed = self.place(decision, host, to);
             if placed != *decision.value {
                 action = action.put(view, Key::decision(Kind::Volume, name), &placed);
