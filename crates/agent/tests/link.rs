@@ -121,7 +121,9 @@ impl Server {
     fn held(&self, incarnation: Uuid) -> Option<Vec<sterna_wire::up::VmSeen>> {
         let heard = self.heard.lock().unwrap();
         heard.iter().rev().find_map(|up| match up {
-            Up::Inventory { complete: true, vms, held, .. } if *held == Some(incarnation) => Some(vms.clone()),
+            Up::Inventory { complete: true, vms, held, .. } if *held == Some(incarnation) => {
+                Some(vms.clone())
+            }
             _ => None,
         })
     }

@@ -288,10 +288,17 @@ async fn alerts_are_listed_the_gravest_first_and_what_is_over_only_when_asked_fo
     };
     fake.list(
         "/v1/alerts",
-        json!([alert("a", "warning", "firing"), alert("b", "critical", "acknowledged"), alert("c", "critical", "resolved")]),
+        json!([
+            alert("a", "warning", "firing"),
+            alert("b", "critical", "acknowledged"),
+            alert("c", "critical", "resolved")
+        ]),
     );
     let names = |data: &str| {
-        data.lines().skip(1).map(|line| line.split_whitespace().next().unwrap().to_owned()).collect::<Vec<_>>()
+        data.lines()
+            .skip(1)
+            .map(|line| line.split_whitespace().next().unwrap().to_owned())
+            .collect::<Vec<_>>()
     };
     assert_eq!(names(&sterna(&fake, "alert list").await.data), ["b", "a"]);
     assert_eq!(names(&sterna(&fake, "alert list --all").await.data), ["b", "c", "a"]);

@@ -22,7 +22,7 @@ fn world() -> World {
     let mut world = World::new().host("a", Bytes::gib(8)).host("b", Bytes::gib(8)).vm("web", Bytes::gib(1));
     world.all_run();
     // Whoever was chosen first: the store shall say `a`.
-    let object = world.view.vms[&name("web")].decision.as_ref().unwrap().value.clone();
+    let object = world.view.vms[&name("web")].decision.as_ref().expect("it runs").value.clone();
     let host = object.owner.host.to_string();
     if host != "a" {
         world.forget("web", &host);
@@ -57,7 +57,7 @@ fn decision(world: &World) -> StoreDecision {
 }
 
 fn power(world: &World) -> Power {
-    world.view.vms[&name("web")].spec.as_ref().unwrap().value.spec.power
+    world.view.vms[&name("web")].spec.as_ref().expect("it is there").value.spec.power
 }
 
 /// What the host is told to be of `web`, and under which epoch.

@@ -13,7 +13,10 @@ use sterna_model::volume::VolumeReport;
 use uuid::Uuid;
 
 /// One element of a report.
-#[allow(clippy::large_enum_variant, reason = "what VMs say is most of what is said: a box for each would cost more")]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "what VMs say is most of what is said: a box for each would cost more"
+)]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]
 pub enum Up {

@@ -139,6 +139,7 @@ pub(in crate::vm) fn owner() -> Owner {
         reset_request: 0,
         shutdown_timeout: Span::from_secs(30),
         continues: None,
+        adopts: None,
         outgoing: None,
         restart_here: Some(0),
         health: None,

@@ -7,7 +7,7 @@ use sterna_agent::vm::decide::{self, Body, Due, Known, Order, Step};
 use sterna_agent::vm::health::Resets;
 use sterna_agent::vm::power;
 use sterna_agent::vm::record::{Notes, Seen, Title};
-use sterna_agent::vm::restart::Restarts;
+use sterna_agent::vm::restart::{Crash, Restarts};
 use sterna_model::health::HealthReport;
 use sterna_model::migration::{MigrationReport, Outcome, SideState};
 use sterna_model::vm::{CopyState, Exit, VmReport};
@@ -235,7 +235,7 @@ impl Host {
                 };
                 Some(base(notes.epoch, state, notes.migration.clone()))
             }
-            Body::Ended(exit) => {
+            Body::Ended(exit) | Body::Crashed(Crash { exit, .. }) => {
                 let seen = self.seen.as_ref()?;
                 let notes = self.notes.as_ref().filter(|notes| notes.epoch == seen.epoch);
                 let migration = notes.and_then(|notes| notes.migration.clone());

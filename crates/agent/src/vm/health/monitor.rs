@@ -127,7 +127,7 @@ impl<G: Guest> Asker<G> {
             Turned::Unhealthy { why } => {
                 let told = Heard::Turned { what: "unhealthy", why: format!("check {check} fails: {why}") };
                 let fault = (self.check.action == CheckAction::Restart)
-                    .then(|| Heard::Fault(Fault::Check { check, why }));
+                    .then_some(Heard::Fault(Fault::Check { check, why }));
                 [Heard::Checks, told].into_iter().chain(fault).collect()
             }
         }

@@ -100,7 +100,7 @@ mod tests {
         assert_eq!(hung_after(&looks(&"+".repeat(500), still)), None, "it has nothing to do");
         assert_eq!(hung_after(&looks(&"+--".repeat(200), still)), None, "it answers now and then");
         assert_eq!(hung_after(&looks(&format!("+{}", "-".repeat(500)), |_| None)), None, "nothing is known");
-        let sometimes = |nth: u64| (nth % 5 != 0).then_some(5);
+        let sometimes = |nth: u64| (!nth.is_multiple_of(5)).then_some(5);
         assert_eq!(
             hung_after(&looks(&format!("+{}", "-".repeat(500)), sometimes)),
             None,
