@@ -48,13 +48,13 @@ fn hold(all: impl IntoIterator<Item = Bounds>) {
 #[test]
 #[ignore = "not finished: holds for ends of QEMU; what an agent leaves that dies in a step is not settled"]
 fn whatever_ends_one_copy_runs_and_one_can_run_again() {
-    hold([Way::Direct, Way::Mover].into_iter().flat_map(|way| Bounds::each_fault(way)));
+    hold([Way::Direct, Way::Mover].into_iter().flat_map(Bounds::each_fault));
 }
 
 #[test]
 #[ignore = "for the night: two faults of every kind"]
 fn whatever_ends_one_copy_runs_and_one_can_run_again_nightly() {
-    hold([Way::Direct, Way::Mover].into_iter().flat_map(|way| Bounds::each_pair(way)));
+    hold([Way::Direct, Way::Mover].into_iter().flat_map(Bounds::each_pair));
 }
 
 /// What the protocol rests on: without it two copies run, or a copy whose memory is old.

@@ -43,6 +43,7 @@ pub struct Host {
 }
 
 /// One thing that a step does.
+#[allow(clippy::large_enum_variant, reason = "a step has a handful of them")]
 #[derive(Debug, Clone)]
 pub enum Deed {
     Remember(Seen),
