@@ -309,7 +309,8 @@ async fn an_agent_reports_obeys_and_comes_back() {
     eventually("everything, held", || server.held(incarnation).is_some()).await;
     let held = server.held(incarnation).unwrap();
     assert_eq!(held.iter().map(|seen| seen.uid).collect::<Vec<_>>(), [UID], "{held:?}");
-    assert_eq!(server.last_of(UID), Some(CopyState::Running));
+    let state = held[0].report.as_ref().map(|report| &report.state);
+    assert_eq!(state, Some(&CopyState::Running));
     server.order(|assignment| assignment.vms = vec![running]);
 
     // The agent goes and comes; the guest stays.

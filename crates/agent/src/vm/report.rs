@@ -5,7 +5,7 @@ use sterna_model::vm::{CopyState, VmReport};
 use sterna_wire::up::{Up, VmSeen};
 
 use super::Vm;
-use super::decide::{Body, Step};
+use super::decide::{Body, Order, Step};
 use super::health::monitor::Monitor;
 use super::record::{Cause, Notes, Title};
 use super::restart::Crash;
@@ -24,6 +24,10 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
             return;
         }
         let Some(mut report) = self.report() else {
+            // A start that waited, and was let go of with its order: nothing of it is here.
+            if self.body == Body::Absent && matches!(&*self.order.borrow(), Order::Unknown) {
+                self.reported = None;
+            }
             self.ports.board.set(self.seen_as(self.reported.clone()), is_known);
             return;
         };
