@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use sterna_mover::frame::Kind;
 use sterna_mover::link::listen::Listener;
-use sterna_mover::link::{Ended, Link, Options, Refusal};
+use sterna_mover::link::{Ended, Link, Options, Refusal, SessionId};
 use sterna_mover::probe::{self, BYTES_MAX, measure};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -32,7 +32,11 @@ impl Site {
     }
 
     fn dial(&self, at: std::net::SocketAddr) -> Link {
-        Link::dial(SESSION, at, self.authority.identity().dialer(NAME).unwrap(), Options::default())
+        self.dial_for(SESSION, at)
+    }
+
+    fn dial_for(&self, session: SessionId, at: std::net::SocketAddr) -> Link {
+        Link::dial(session, at, self.authority.identity().dialer(NAME).unwrap(), Options::default())
     }
 }
 
@@ -67,8 +71,9 @@ async fn a_wide_line_takes_all_noise_and_no_more() {
 async fn who_is_not_expected_measures_nothing() {
     let site = Site::new().await;
     let at = site.listener.address();
-    assert_eq!(measure(site.dial(at), None).await, Err(Ended::Refused(Refusal::UnknownSession)));
     let answers = site.answers();
+    let unknown = site.dial_for(SessionId([1; 16]), at);
+    assert_eq!(measure(unknown, None).await, Err(Ended::Refused(Refusal::UnknownSession)));
     let first = site.dial(at);
     first.progress().wait_for(|progress| progress.connected > 0).await.unwrap();
     assert_eq!(measure(site.dial(at), None).await, Err(Ended::Refused(Refusal::OtherPeer)));
