@@ -91,7 +91,8 @@ fn a_volume_arrives_where_the_target_opens_it_and_stays_the_owners_until_the_han
     assert_eq!(owner.outgoing.unwrap().carry, Some(carry).map(|carry| Carry { session, ..carry }));
     let decision = world.view.migrations[&name("m")].decision.as_ref().unwrap();
     assert_eq!(decision.via, Via::Direct);
-    let why = "memory and disks straight from host to host: volume web-boot goes from pool local to pool local; in clear";
+    let why = "memory and disks straight from host to host: volume web-boot goes from pool local to pool local; \
+               encrypted by QEMU over 2 connections";
     assert!(decision.method.starts_with(why), "{}", decision.method);
 }
 
