@@ -65,6 +65,9 @@ pub struct Config {
     /// Less than this share of a pool free is nearly full; 0: only their time ends them.
     #[serde(default = "default_former_free", deserialize_with = "percent")]
     pub former_free_percent: u8,
+    /// `guard.toml` of this host's guard. Absent: it has none, and its VMs are not started elsewhere when it is lost.
+    #[serde(default)]
+    pub guard: Option<PathBuf>,
 }
 
 /// What runs guest code.
@@ -165,9 +168,8 @@ mod tests {
 
     #[test]
     fn a_share_above_the_whole_is_refused() {
-        let text = |percent| {
-            format!("server = \"10.0.0.1:7443\"\nhost = \"a1\"\nformer_free_percent = {percent}")
-        };
+        let text =
+            |percent| format!("server = \"10.0.0.1:7443\"\nhost = \"a1\"\nformer_free_percent = {percent}");
         assert_eq!(toml::from_str::<Config>(&text(100)).unwrap().former_free_percent, 100);
         assert!(toml::from_str::<Config>(&text(101)).unwrap_err().to_string().contains("0 to 100"));
     }

@@ -10,6 +10,7 @@ use sterna_base::clock::Timestamp;
 use sterna_base::file::{read_if_there, write_durably};
 use sterna_base::units::Bytes;
 use sterna_model::cpu::{Accel, CpuReport};
+use sterna_model::ha::GuardSeen;
 use sterna_model::host::{HostReport, LinkState, PoolSeen};
 use sterna_model::meta::Name;
 use sterna_model::tunnel::TunnelSeen;
@@ -97,7 +98,7 @@ pub fn report(
     config: &Config,
     probed: &Probed,
     pools: BTreeMap<Name, PoolSeen>,
-    tunnel: Option<TunnelSeen>,
+    (tunnel, guard): (Option<TunnelSeen>, Option<GuardSeen>),
 ) -> anyhow::Result<HostReport> {
     let cpus = match config.cpus {
         Some(cpus) => cpus,
@@ -121,6 +122,7 @@ pub fn report(
         cpu: cpu_report(&probed.inspection),
         pools,
         tunnel,
+        guard,
         // Both are the server's to say.
         link: LinkState::default(),
         since: Timestamp::default(),

@@ -41,7 +41,7 @@ fn incoming(host: &Host, epoch: u64, peer: &str) -> VmAssignment {
     let (listen, machine) = ("127.0.0.1".parse().unwrap(), Box::new(host.machine()));
     let migration = name(&format!("m{epoch}"));
     let carry = carry(host, epoch, peer);
-    order(UID, epoch, Role::Incoming { migration, machine, listen, carry, channels: None })
+    order(UID, epoch, Role::Incoming { migration, machine, listen, carry, channels: None, host_epoch: None })
 }
 
 fn sends(host: &Host, epoch: u64, to: SocketAddr, peer: &str) -> VmAssignment {

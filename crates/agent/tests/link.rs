@@ -64,6 +64,7 @@ impl Server {
             volumes: vec![],
             tunnel: None,
             paces: Vec::new(),
+            guard: None,
         };
         let server = Arc::new(Self {
             address: listener.local_addr().unwrap(),

@@ -40,7 +40,7 @@ fn incoming(host: &Host, epoch: u64, migration: &str, channels: Option<u8>) -> V
     let listen = "127.0.0.1".parse().unwrap();
     let machine = Box::new(host.machine());
     let migration = name(migration);
-    order(UID, epoch, Role::Incoming { migration, machine, listen, carry: None, channels })
+    order(UID, epoch, Role::Incoming { migration, machine, listen, carry: None, channels, host_epoch: None })
 }
 
 fn outgoing(migration: &str, (to, line): &Call, cancel: bool) -> Outgoing {

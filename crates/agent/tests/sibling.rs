@@ -42,7 +42,11 @@ fn incoming(host: &Host) -> VmAssignment {
     let carry = Carry { session: Uuid::from_u128(4), peer: name("b"), disks: vec![], siblings: vec![TWIN] };
     let (listen, machine) = ("127.0.0.1".parse().unwrap(), Box::new(host.machine()));
     let migration = name("m");
-    order(UID, 4, Role::Incoming { migration, machine, listen, carry: Some(carry), channels: None })
+    order(
+        UID,
+        4,
+        Role::Incoming { migration, machine, listen, carry: Some(carry), channels: None, host_epoch: None },
+    )
 }
 
 fn sends(host: &Host, to: &str) -> VmAssignment {

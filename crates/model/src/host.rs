@@ -9,6 +9,7 @@ use sterna_base::units::Bytes;
 use utoipa::ToSchema;
 
 use crate::cpu::{Accel, CpuReport};
+use crate::ha::{ConfirmedDead, GuardSeen};
 use crate::meta::Name;
 use crate::tunnel::TunnelSeen;
 
@@ -25,6 +26,9 @@ pub struct HostSpec {
     /// A draining host is emptied: its VMs move away one by one, and it gets no new ones.
     #[serde(default)]
     pub draining: bool,
+    /// A person looked: of the host's lease of that epoch nothing runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confirmed_dead: Option<ConfirmedDead>,
 }
 
 /// Where a host is reached, by purpose. What has no address of its own uses `management`.
@@ -73,6 +77,9 @@ pub struct HostReport {
     /// Absent: the agent is of a version without tunnels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tunnel: Option<TunnelSeen>,
+    /// Absent: this host has no guard, or its agent is of a version without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guard: Option<GuardSeen>,
     #[serde(default)]
     pub link: LinkState,
     /// When `link` last changed.

@@ -18,6 +18,8 @@ pub mod error;
 pub mod event;
 /// What a live migration is expected to take.
 pub mod forecast;
+/// Who grants hosts their leases, and how it is known that one is over.
+pub mod ha;
 /// Machines that run VMs.
 pub mod host;
 /// Immutable sources of boot disks.

@@ -8,6 +8,7 @@ use sterna_base::units::{Bytes, Span};
 use utoipa::ToSchema;
 
 use crate::cpu::Accel;
+use crate::ha::{Ha, Isolation, Takeover};
 use crate::meta::Name;
 use crate::migration::MigrationReport;
 use crate::network::Mac;
@@ -50,6 +51,16 @@ pub struct VmSpec {
     pub shutdown_timeout: Span,
     #[serde(default)]
     pub restart: RestartPolicy,
+    /// Whether it is started elsewhere when its host is lost. Absent: where it could run elsewhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ha: Option<Ha>,
+    /// What becomes of it when its host has lost its lease.
+    #[serde(default, skip_serializing_if = "is_kill")]
+    pub isolation: Isolation,
+}
+
+fn is_kill(isolation: &Isolation) -> bool {
+    *isolation == Isolation::Kill
 }
 
 /// The limits the API holds a VM to.
@@ -159,6 +170,13 @@ pub struct VmDecision {
     /// network block devices are made for an epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub opened: Option<u64>,
+    /// The epoch of its host's lease that the copy lives and dies with. Absent: it lives by none, and is not started
+    /// elsewhere without its host's word.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_epoch: Option<u64>,
+    /// It was taken over from a host that was lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub takeover: Option<Takeover>,
     pub hardware: Hardware,
     /// The `power_request` that led to this start.
     pub power_request: u64,
@@ -206,6 +224,9 @@ pub struct VmReport {
     /// The last reset that was carried out.
     #[serde(default)]
     pub reset_request: u64,
+    /// The epoch of the host's lease under which the guard there has it: until it is gone the guard ends it with that lease.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<u64>,
     #[schema(value_type = String, format = DateTime)]
     pub since: Timestamp,
 }

@@ -15,6 +15,7 @@ use sterna_wire::assignment::{
     PoolAssignment, Purpose, Role, VmAssignment, VolumeAssignment,
 };
 
+use crate::ha::lease;
 use crate::migration;
 use crate::pace;
 use crate::sibling;
@@ -33,6 +34,7 @@ pub fn assignment(view: &View, host: &Name) -> Assignment {
         volumes: Vec::new(),
         tunnel: None,
         paces: Vec::new(),
+        guard: None,
     };
     if let Some(host) = view.host(host) {
         let arriving = view.migrations_on(host.name).filter_map(|(_, spec, _)| view.vm(&spec.vm));
@@ -43,6 +45,7 @@ pub fn assignment(view: &View, host: &Name) -> Assignment {
         assignment.pools = pools(view, &host);
         assignment.volumes = volumes(view, &host);
         assignment.paces = pace::of(view, &host);
+        assignment.guard = lease::order(view, &host).map(Box::new);
     }
     assignment
 }
@@ -78,6 +81,7 @@ fn of_vm(view: &View, vm: &Vm<'_>, host: &Host<'_>) -> Option<VmAssignment> {
                     machine: Box::new(machine),
                     listen: host.spec.addresses.for_migration(),
                     channels: (moving.channels > 0).then_some(moving.channels),
+                    host_epoch: lease::for_start(view, vm, host),
                 };
                 return role(moving.next_epoch, incoming);
             }
@@ -129,6 +133,7 @@ fn owner(view: &View, vm: &Vm<'_>, decision: &VmDecision, migration: Moving<'_>,
         shutdown_timeout: vm.spec.shutdown_timeout,
         continues: decision.continues.clone(),
         outgoing,
+        host_epoch: decision.host_epoch.or_else(|| lease::for_running(view, vm, host)),
     }
 }
 

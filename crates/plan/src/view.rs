@@ -13,6 +13,7 @@ use std::sync::Arc;
 use serde::de::DeserializeOwned;
 use sterna_model::cluster::{ClusterDecision, ClusterSpec};
 use sterna_model::datacentre::DatacentreSpec;
+use sterna_model::ha::{HostDecision, VoterDecision};
 use sterna_model::host::{HostReport, HostSpec};
 use sterna_model::image::{ImageReport, ImageSpec};
 use sterna_model::key::{Column, Key, Kind};
@@ -107,7 +108,7 @@ impl<S, D, R> Entry<S, D, R> {
 }
 
 pub type VmEntry = Entry<VmSpec, VmDecision, VmReport>;
-pub type HostEntry = Entry<HostSpec, (), HostReport>;
+pub type HostEntry = Entry<HostSpec, HostDecision, HostReport>;
 pub type VolumeEntry = Entry<VolumeSpec, VolumeDecision, VolumeReport>;
 pub type MigrationEntry = Entry<MigrationSpec, MigrationDecision, ()>;
 
@@ -115,9 +116,9 @@ pub type MigrationEntry = Entry<MigrationSpec, MigrationDecision, ()>;
 pub struct View {
     /// The store revision that it shows.
     pub revision: u64,
-    pub datacentres: Table<DatacentreSpec, (), ()>,
+    pub datacentres: Table<DatacentreSpec, VoterDecision, ()>,
     pub clusters: Table<ClusterSpec, ClusterDecision, ()>,
-    pub hosts: Table<HostSpec, (), HostReport>,
+    pub hosts: Table<HostSpec, HostDecision, HostReport>,
     pub pools: Table<PoolSpec, (), ()>,
     pub images: Table<ImageSpec, (), ImageReport>,
     pub networks: Table<NetworkSpec, NetworkDecision, ()>,
@@ -322,6 +323,7 @@ impl View {
             name,
             meta: &spec.value.meta,
             spec: &spec.value.spec,
+            decision: entry.decision.as_ref().map(|row| &*row.value),
             report: entry.report.as_ref().map(|row| &*row.value),
         })
     }

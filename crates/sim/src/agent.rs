@@ -118,6 +118,7 @@ impl World {
             board: Arc::clone(&board),
             link: link_seen,
             guests: Guests::default(),
+            wards: Arc::new(sterna_agent::guard::NoGuard),
         };
         let fleet = Fleet::new(Arc::new(ports), scope.clone());
         for (uid, vm) in self.found(host) {
@@ -358,6 +359,7 @@ impl Agent {
             },
             pools: [(pool, PoolSeen::Ready { capacity: Bytes::gib(100), port: None })].into(),
             tunnel: None,
+            guard: None,
             link: LinkState::Silent,
             since: self.world.now(),
         }

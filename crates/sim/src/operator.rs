@@ -130,6 +130,8 @@ impl World {
             cloud_init: None,
             shutdown_timeout: Span::from_secs(10),
             restart: Default::default(),
+            ha: None,
+            isolation: Default::default(),
         };
         let txn = self.put_new(Txn::new(), Kind::Volume, &boot, disk);
         self.submit(self.put_new(txn, Kind::Vm, vm, spec))

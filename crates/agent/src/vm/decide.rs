@@ -115,6 +115,8 @@ pub enum Step {
     /// It need not shut down any more.
     Relent,
     Reset(u64),
+    /// It runs under no lease and is to live under this one of the host's.
+    Enlist(u64),
     Kill(Cause),
     /// Remove every trace.
     Forget,
@@ -300,7 +302,12 @@ fn converge(due: Due, owner: &Owner, view: &View, notes: &Notes) -> Step {
     if owner.reset_request > notes.reset_request && view.run == Run::Running {
         return Step::Reset(owner.reset_request);
     }
-    power::next(owner.power, &view.run, notes.ending, due)
+    match (power::next(owner.power, &view.run, notes.ending, due), owner.host_epoch) {
+        (Step::Wait, Some(host_epoch)) if notes.lease.is_none() && notes.ending.is_none() => {
+            Step::Enlist(host_epoch)
+        }
+        (step, _) => step,
+    }
 }
 
 fn while_sending(due: Due, owner: &Owner, notes: &Notes) -> Step {

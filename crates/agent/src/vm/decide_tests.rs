@@ -32,6 +32,7 @@ fn owner() -> Owner {
         shutdown_timeout: Span::from_secs(30),
         continues: None,
         outgoing: None,
+        host_epoch: None,
     }
 }
 
@@ -51,7 +52,17 @@ fn continues(epoch: u64, migration: &str) -> Order {
 fn incoming(epoch: u64, migration: &str) -> Order {
     let listen = "127.0.0.1".parse().unwrap();
     let machine = Box::new(machine());
-    given(epoch, Role::Incoming { migration: name(migration), machine, listen, carry: None, channels: None })
+    given(
+        epoch,
+        Role::Incoming {
+            migration: name(migration),
+            machine,
+            listen,
+            carry: None,
+            channels: None,
+            host_epoch: None,
+        },
+    )
 }
 
 fn sends(epoch: u64, migration: &str, cancel: bool) -> Order {
@@ -88,6 +99,7 @@ fn as_owner(epoch: u64) -> Option<Notes> {
         reset_request: 0,
         ending: None,
         taps: vec![],
+        lease: None,
     })
 }
 
@@ -113,7 +125,7 @@ fn kept() -> SideState {
 }
 
 fn saw(epoch: u64) -> Option<Seen> {
-    Some(Seen { name: name("web"), epoch, title: Title::Owner, exit: None })
+    Some(Seen { name: name("web"), epoch, title: Title::Owner, exit: None, lease: None })
 }
 
 fn saw_target(epoch: u64, migration: &str) -> Option<Seen> {
@@ -446,4 +458,18 @@ fn resets_are_carried_out_once() {
 fn a_kill_that_was_begun_is_finished() {
     let notes = as_owner(5).map(|notes| Notes { ending: Some(Cause::Forced), ..notes });
     assert_eq!(step(&owns(5, owner()), &running(), &notes, &saw(5)), Step::Kill(Cause::Forced));
+}
+
+#[test]
+fn a_copy_that_runs_under_no_lease_comes_under_the_one_it_is_told() {
+    let order = owns(5, Owner { host_epoch: Some(3), ..owner() });
+    let listed = as_owner(5).map(|notes| Notes { lease: Some(3), ..notes });
+    // Once there it stays, whatever is ordered: nobody could say when it has left.
+    let elsewhere = owns(5, Owner { host_epoch: Some(4), ..owner() });
+    check(vec![
+        (order.clone(), running(), as_owner(5), saw(5), Step::Enlist(3)),
+        (order, running(), listed.clone(), saw(5), Step::Wait),
+        (elsewhere, running(), listed.clone(), saw(5), Step::Wait),
+        (owns(5, owner()), running(), listed, saw(5), Step::Wait),
+    ]);
 }

@@ -47,7 +47,7 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
         let since = self.ports.clock.now();
         if let Some((epoch, step)) = self.starting.borrow().clone() {
             let state = CopyState::Starting { step };
-            return Some(VmReport { epoch, state, migration: None, reset_request: 0, since });
+            return Some(VmReport { epoch, state, migration: None, reset_request: 0, lease: None, since });
         }
         let notes = self.notes.as_ref();
         match &self.body {
@@ -59,6 +59,7 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
                     state: state_of(view, notes),
                     migration: notes.migration.clone(),
                     reset_request: notes.reset_request,
+                    lease: notes.lease,
                     since,
                 })
             }
@@ -70,6 +71,7 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
                     state: CopyState::Stopped { exit: exit.clone() },
                     migration: notes.and_then(|notes| notes.migration.clone()),
                     reset_request: notes.map_or(0, |notes| notes.reset_request),
+                    lease: None,
                     since,
                 })
             }

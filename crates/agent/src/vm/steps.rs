@@ -14,6 +14,7 @@ use super::Ports;
 use super::decide::{Body, Order, Step};
 use super::power;
 use super::record::{Cause, Notes, Seen, Title};
+use super::start::Fresh;
 use crate::hypervisor::{Guest, GuestError, Happenings, Hypervisor, Look, Pause, Run, View};
 use crate::resources::Resources;
 
@@ -98,10 +99,18 @@ impl<H: Hypervisor, R: Resources> Work<H, R> {
             (Step::Conclude(exit), _) => self.conclude(&order, exit),
             (Step::Kill(cause), _) => self.kill(cause).await,
             (Step::Start, Role::Owner(owner)) => {
-                self.start(order.epoch, Title::Owner, &owner.machine, owner.reset_request).await
+                let fresh = Fresh {
+                    epoch: order.epoch,
+                    title: Title::Owner,
+                    reset_request: owner.reset_request,
+                    lease: owner.host_epoch,
+                };
+                self.start(fresh, &owner.machine).await
             }
-            (Step::Receive, Role::Incoming { migration, machine, .. }) => {
-                self.start(order.epoch, Title::Incoming(migration.clone()), machine, 0).await
+            (Step::Receive, Role::Incoming { migration, machine, host_epoch, .. }) => {
+                let title = Title::Incoming(migration.clone());
+                let fresh = Fresh { epoch: order.epoch, title, reset_request: 0, lease: *host_epoch };
+                self.start(fresh, machine).await
             }
             (Step::Listen, Role::Incoming { migration, listen, carry, channels, .. }) => {
                 self.listen(migration, *listen, carry.as_ref(), *channels).await
@@ -115,6 +124,7 @@ impl<H: Hypervisor, R: Resources> Work<H, R> {
         match step {
             Step::Continue => self.continue_copy(epoch, owner).await,
             Step::Send => self.send(owner).await,
+            Step::Enlist(host_epoch) => self.enlist(epoch, host_epoch).await,
             Step::Run => {
                 self.guest()?.cont().await?;
                 self.view().await
@@ -222,6 +232,7 @@ impl<H: Hypervisor, R: Resources> Work<H, R> {
             reset_request: 0,
             ending: None,
             taps: Vec::new(),
+            lease: seen.and_then(|seen| seen.lease),
         }
     }
 
@@ -238,7 +249,8 @@ impl<H: Hypervisor, R: Resources> Work<H, R> {
         let exit = power::exit_of(record, self.notes.as_ref().and_then(|notes| notes.ending));
         let title = self.notes.as_ref().map_or(Title::Owner, |notes| notes.title.clone());
         tracing::info!(vm = %self.name, epoch = noted, ?exit, "vm ended");
-        self.remember(Seen { name: self.name.clone(), epoch: noted, title, exit: Some(exit.clone()) })?;
+        let (name, exit_seen) = (self.name.clone(), Some(exit.clone()));
+        self.remember(Seen { name, epoch: noted, title, exit: exit_seen, lease: None })?;
         Ok(Found::Gone(Body::Ended(exit)))
     }
 
@@ -249,7 +261,8 @@ impl<H: Hypervisor, R: Resources> Work<H, R> {
         };
         let epoch = self.seen.as_ref().map_or(order.epoch, |seen| seen.epoch.max(order.epoch));
         tracing::info!(vm = %self.name, epoch, ?exit, "vm has no copy here");
-        self.remember(Seen { name: self.name.clone(), epoch, title, exit: Some(exit.clone()) })?;
+        let (name, exit_seen) = (self.name.clone(), Some(exit.clone()));
+        self.remember(Seen { name, epoch, title, exit: exit_seen, lease: None })?;
         Ok(Found::Gone(Body::Ended(exit)))
     }
 

@@ -161,6 +161,7 @@ impl Host {
             board: Arc::new(Board::default()),
             guests: Guests::default(),
             link: line.subscribe(),
+            wards: Arc::new(sterna_agent::guard::NoGuard),
         });
         let fleet = Fleet::new(Arc::clone(&ports), scope.clone());
         let found = adopt::find(&folder.join("run"), &*ports.records);
@@ -201,6 +202,7 @@ impl Host {
             volumes: vec![],
             tunnel: None,
             paces: Vec::new(),
+            guard: None,
         };
         self.fleet.apply(&assignment);
     }
@@ -339,6 +341,7 @@ pub fn owner_of(machine: Machine) -> Owner {
         shutdown_timeout: Span::from_millis(200),
         continues: None,
         outgoing: None,
+        host_epoch: None,
     }
 }
 

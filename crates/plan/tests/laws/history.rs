@@ -269,7 +269,8 @@ impl Story {
         state: CopyState,
         migration: Option<MigrationReport>,
     ) {
-        let report = VmReport { epoch, state, migration, reset_request: 0, since: self.world.now };
+        let report =
+            VmReport { epoch, state, migration, reset_request: 0, lease: None, since: self.world.now };
         let known = self.row(vm.as_str(), host);
         if known.is_none_or(|known| VmReport { since: report.since, ..known } != report) {
             self.world.put(Key::new(Kind::Vm, vm, Column::ReportOf(name(host))), &report);

@@ -99,6 +99,7 @@ impl Rows {
                 PoolSeen::Ready { capacity: Bytes::gib(9000), port: None },
             )]),
             tunnel: None,
+            guard: None,
             link: LinkState::Connected,
             since: NOW,
         };

@@ -119,6 +119,7 @@ impl World {
                 addresses,
                 cordoned: false,
                 draining: false,
+                confirmed_dead: None,
             },
         );
         self.report_host(text, |report| report.memory = memory);
@@ -145,6 +146,7 @@ impl World {
                 (name("san"), if text == "a1" { served } else { ready }),
             ]),
             tunnel: None,
+            guard: None,
             link: LinkState::Connected,
             since: self.now,
         };
@@ -234,7 +236,7 @@ impl World {
         side: Option<(&str, SideState)>,
     ) {
         let migration = side.map(|(migration, side)| MigrationReport { migration: name(migration), side });
-        let report = VmReport { epoch, state, migration, reset_request: 0, since: self.now };
+        let report = VmReport { epoch, state, migration, reset_request: 0, lease: None, since: self.now };
         self.put(Key::new(Kind::Vm, &name(vm), Column::ReportOf(name(host))), &report);
     }
 
