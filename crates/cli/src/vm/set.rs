@@ -10,7 +10,7 @@ use crate::crud;
 use crate::exit::{Failure, Result};
 use crate::select::{LabelChange, Many};
 use crate::session::Session;
-use crate::vm::create::Restart;
+use crate::vm::create::{OnLoss, Restart, WhenIsolated};
 
 #[derive(Debug, Args)]
 pub struct Set {
@@ -34,6 +34,12 @@ pub struct Set {
     /// When the guest ends without being asked to
     #[arg(long, value_enum, value_name = "WHEN")]
     restart: Option<Restart>,
+    /// Start it elsewhere when its host is lost
+    #[arg(long, value_enum, value_name = "ON|OFF")]
+    ha: Option<OnLoss>,
+    /// What becomes of it when its host has lost its lease; holds at the next start
+    #[arg(long, value_enum, value_name = "WHAT")]
+    isolation: Option<WhenIsolated>,
 }
 
 pub async fn run(session: &Session, args: Set) -> Result<()> {
@@ -42,6 +48,8 @@ pub async fn run(session: &Session, args: Set) -> Result<()> {
         memory: args.memory,
         shutdown_timeout: args.shutdown_timeout,
         restart: args.restart.map(Into::into),
+        ha: args.ha.map(Into::into),
+        isolation: args.isolation.map(Into::into),
         ..Ask::default()
     };
     let spec = (spec != Ask::default()).then_some(spec);
