@@ -44,8 +44,7 @@ pub fn take_over(
     view: &View,
     vm: &Vm<'_>,
     host: &Host<'_>,
-    reason: Reason,
-    takeover: Takeover,
+    (reason, takeover): (Reason, Takeover),
     now: Timestamp,
 ) -> Result<Action, String> {
     started(view, vm, host, (reason, Some(takeover)), now)

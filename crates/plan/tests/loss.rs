@@ -1,5 +1,7 @@
 //! Hosts that are lost: what is proven, what follows from it, and what does not.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 mod world;
 
 use std::collections::BTreeSet;

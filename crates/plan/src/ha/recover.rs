@@ -117,7 +117,7 @@ fn start_elsewhere(
     let why = format!("host {} was lost ({word}, epoch {}); {place}", lost.name, fenced.epoch);
     let reason = Reason { what: "recovered", why, restarts: 0 };
     let takeover = Takeover { from: lost.name.clone(), from_epoch, proof: word.to_owned() };
-    let action = start::take_over(view, vm, &host, reason, takeover, now)?;
+    let action = start::take_over(view, vm, &host, (reason, takeover), now)?;
     let action = action.compare(view, Key::decision(Kind::Host, lost.name));
     // A person's word is worth nothing once the host is back.
     Ok(action.compare(view, Key::report(Kind::Host, lost.name)).compare(view, vm.key(Column::Spec)))
