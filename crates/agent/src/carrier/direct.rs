@@ -208,7 +208,7 @@ impl Trip {
         while !self.are_ready().await? {
             self.wait(called).await?;
         }
-        let is_blocking = self.jobs.make_write_blocking().await?;
+        let is_blocking = self.jobs.make_write_blocking(&self.parting.schema).await?;
         tracing::info!(vm = %self.parting.vm, is_blocking, "a guest's disks are there, but for what it writes");
         let to = Address::Tcp { ip: self.parting.to.ip(), port: self.parting.to.port() };
         self.parting.client.migrate(&to).await?;

@@ -152,7 +152,8 @@ impl Mirrors {
 
     /// Each write waits for the journal, which is near.
     async fn make_write_blocking(&mut self) -> Result<(), Error> {
-        if self.jobs.make_write_blocking().await? {
+        let schema = self.jobs.schema().await?;
+        if self.jobs.make_write_blocking(&schema).await? {
             self.minder.on_write_blocking();
         }
         Ok(())

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use sterna_qemu::qmp::Client;
 use sterna_qemu::qmp::mirror::{BlockJob, CopyMode, Depth, JobState, Mirror, NbdNode, OnError};
+use sterna_qemu::qmp::{Client, Schema};
 
 use super::Error;
 use crate::qemu_hypervisor::node_of;
@@ -40,6 +40,11 @@ pub(super) struct Jobs {
 }
 
 impl Jobs {
+    /// What this QEMU can do.
+    pub async fn schema(&self) -> Result<Schema, Error> {
+        Ok(self.client.query_schema().await?)
+    }
+
     pub fn none(client: &Client) -> Self {
         Self { client: client.clone(), names: Vec::new() }
     }
@@ -87,11 +92,10 @@ impl Jobs {
 
     /// From here on the copies cannot fall behind: each write of the guest waits for both places. `false` = an old QEMU
     /// cannot, and no write waits there.
-    pub async fn make_write_blocking(&self) -> Result<bool, Error> {
-        let schema = self.client.query_schema().await?;
+    pub async fn make_write_blocking(&self, schema: &Schema) -> Result<bool, Error> {
         let mut can = !self.names.is_empty();
         for job in &self.names {
-            can &= self.client.make_write_blocking(&schema, job).await?;
+            can &= self.client.make_write_blocking(schema, job).await?;
         }
         Ok(can)
     }
