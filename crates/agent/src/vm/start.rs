@@ -11,9 +11,10 @@ use super::steps::{Done, Found, Stop, Work};
 use crate::hypervisor::{Blueprint, Guest, Hypervisor, Parts};
 use crate::resources::{NotReady, Resources, Whose};
 
-/// How often parts that are being made are asked for: they come with the same assignment, so usually at once.
+/// How often parts that are being made are asked for: they come with the same assignment, so usually at once. What a look
+/// at a few files costs is nothing beside what a move waits for.
 const ASK_FIRST: Duration = Duration::from_millis(20);
-const ASK_LATER: Duration = Duration::from_millis(500);
+const ASK_LATER: Duration = Duration::from_millis(100);
 
 impl<H: Hypervisor, R: Resources> Work<H, R> {
     /// Parts first, then the durable word that this epoch was used, then the process: a crash before the word
