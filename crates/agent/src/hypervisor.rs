@@ -304,6 +304,18 @@ pub trait Guest: Clone + Send + Sync + 'static {
     /// Grows the image of the n-th disk, and tells the guest.
     fn resize_disk(&self, index: usize, size: Bytes) -> impl Future<Output = Result<(), GuestError>> + Send;
 
+    /// Opens these disks anew where a connection to them is lost for good. Only for a guest that stands still for its
+    /// storage, and only for the owner of the VM.
+    fn reopen_disks(
+        &self,
+        machine: &Machine,
+        parts: &Parts,
+        which: &[FailedDisk],
+    ) -> impl Future<Output = Result<(), GuestError>> + Send {
+        let _ = (machine, parts, which);
+        std::future::ready(Ok(()))
+    }
+
     /// Whether the guest's agent gives a sign of life within this time.
     fn ping(&self, within: Duration) -> impl Future<Output = Result<(), GuestError>> + Send {
         let _ = within;

@@ -365,11 +365,10 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
         }
         tracing::debug!(vm = %self.name, ?step, "vm step");
         self.note_time(&step);
+        let is_recalled = matches!(step, Step::StartAgain { .. } | Step::Run | Step::RetryIo | Step::Cure(_));
         let order = match (order, &self.kept) {
             // What was decided before the server was heard rests on what it said last.
-            (Order::Unknown, Some(kept)) if matches!(step, Step::StartAgain { .. } | Step::Run) => {
-                Order::Given(Box::new(kept.clone()))
-            }
+            (Order::Unknown, Some(kept)) if is_recalled => Order::Given(Box::new(kept.clone())),
             (order, _) => order,
         };
         self.begin(step.clone(), |work| work.perform(step, order));
@@ -444,6 +443,9 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
             steps::Found::Forgotten => self.is_forgotten = true,
             steps::Found::Again => {}
         }
+        if outcome.trouble.is_none() && matches!(step, Some(Step::Cure(_) | Step::Reset(_))) {
+            self.fault = None;
+        }
         if let Some(why) = outcome.trouble {
             tracing::warn!(vm = %self.name, ?step, %why, "vm step did not succeed");
             self.timers.not_before = (!is_lost).then(|| Instant::now() + RETRY_AFTER);
@@ -451,9 +453,6 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
         }
         if step == Some(Step::Continue) {
             self.ask_whether_it_answers();
-        }
-        if matches!(step, Some(Step::Cure(_) | Step::Reset(_))) {
-            self.fault = None;
         }
         if self.notes.as_ref().is_some_and(|notes| notes.ending == Some(Cause::Asked)) {
             self.timers.asked.get_or_insert_with(Instant::now);

@@ -299,6 +299,39 @@ async fn a_guest_whose_storage_fails_stands_still_with_the_reason_and_goes_on_wh
     eventually("ended", || exit(&host).is_some()).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_whose_block_server_comes_back_goes_on_in_its_process() {
+    for qemu in [7, 10].into_iter().filter_map(qemu) {
+        let folder = folder();
+        let disk = disk(folder.path(), &boot::writer(Pace::Ticks));
+        let mut server = world::serve(&disk).await;
+        let host = Host::start(&folder.path().join("a"), &qemu, &disk);
+        host.order(vec![owns(UID, 3, cared_for(&host))]);
+        host.runs(UID, 3).await;
+        eventually("the guest writes", || boot::read_counter(&disk).unwrap() > 3).await;
+        let process = host.qemu_process(UID);
+        server.kill().unwrap();
+        server.wait().unwrap();
+        eventually("it stands still", || {
+            matches!(host.state(UID), Some(CopyState::Paused { why }) if why.contains("volume web-boot in pool p does not answer"))
+        })
+        .await;
+        // The next agent knows it as well, and only the owner's guest is let go on.
+        let host = host.restart().await;
+        eventually("it stands still", || matches!(host.state(UID), Some(CopyState::Paused { .. }))).await;
+        let mut server = world::serve(&disk).await;
+        let counter = boot::read_counter(&disk).unwrap();
+        host.order(vec![owns(UID, 3, cared_for(&host))]);
+        host.runs(UID, 3).await;
+        eventually("the guest writes", || boot::read_counter(&disk).unwrap() > counter + 3).await;
+        assert_eq!((host.qemu_process(UID), health(&host)), (process, HealthReport::default()));
+        host.order(vec![order_to_end()]);
+        eventually("ended", || exit(&host).is_some()).await;
+        server.kill().unwrap();
+        server.wait().unwrap();
+    }
+}
+
 fn append(file: &Path) -> std::io::Result<()> {
     use std::io::Write;
     let mut file = std::fs::OpenOptions::new().create(true).append(true).open(file)?;

@@ -5,8 +5,9 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
+use sterna_model::health::CheckState;
 use sterna_model::meta::{Meta, Name};
-use sterna_model::status::{Columns, VmState, pending, status};
+use sterna_model::status::{Columns, VmState, VmStatus, pending, status};
 use sterna_model::vm::{VmDecision, VmReport, VmSpec};
 
 struct Case {
@@ -53,6 +54,11 @@ fn ended(exit: Value) -> Option<Value> {
 }
 
 fn shown(case: Case) -> (VmState, String) {
+    let status = of(case);
+    (status.state, status.message)
+}
+
+fn of(case: Case) -> VmStatus {
     let deleting = case.deleting.then_some("2026-11-22T12:00:00Z");
     let meta = json!({
         "name": "web", "uid": "00000000-0000-0000-0000-000000000001", "created": "2026-11-22T12:00:00Z", "deleting": deleting,
@@ -62,7 +68,7 @@ fn shown(case: Case) -> (VmState, String) {
     let decision: Option<VmDecision> = case.decision.map(|value| serde_json::from_value(value).unwrap());
     let report = case.report.map(|value| serde_json::from_value::<VmReport>(value).unwrap());
     let reports: BTreeMap<_, _> = report.into_iter().map(|row| (Name::new("a1").unwrap(), row)).collect();
-    let status = status(Columns {
+    status(Columns {
         meta: &meta,
         spec: &spec,
         decision: decision.as_ref(),
@@ -70,8 +76,7 @@ fn shown(case: Case) -> (VmState, String) {
         owner_connected: case.connected,
         migrating: case.migrating,
         unplaced_why: case.unplaced,
-    });
-    (status.state, status.message)
+    })
 }
 
 fn is(case: Case, state: VmState, message: &str) {
@@ -186,4 +191,24 @@ fn what_waits_for_the_next_start() {
     let mut off = all;
     off["power"] = json!("stopped");
     assert!(waits(off).is_empty(), "the next start takes everything");
+}
+
+#[test]
+fn trouble_of_a_guest_whose_process_is_well_is_told() {
+    let running = |health: Value| {
+        json!({
+            "epoch": 2, "state": { "state": "running" }, "since": "2026-11-22T12:00:00Z", "health": health,
+        })
+    };
+    let seen = |health: Value| of(Case { report: Some(running(health)), ..ordered() });
+    let check = |state: &str| json!({ "check": "tcp :22", "state": state, "why": "refused" });
+    let status = seen(json!({}));
+    assert_eq!((status.message.as_str(), status.health), ("on host a1", None));
+    let status = seen(json!({ "checks": [check("healthy"), check("starting")] }));
+    assert_eq!((status.message.as_str(), status.health), ("on host a1", Some(CheckState::Starting)));
+    let status = seen(json!({ "checks": [check("unhealthy"), check("healthy")] }));
+    assert_eq!(status.message, "on host a1; check tcp :22 fails: refused");
+    assert_eq!((status.state, status.health), (VmState::Running, Some(CheckState::Unhealthy)));
+    let status = seen(json!({ "resets": 3, "quarantine": "the guest crashed, after 3 resets in an hour" }));
+    assert!(status.message.contains("quarantined: the guest crashed, after 3 resets"), "{}", status.message);
 }

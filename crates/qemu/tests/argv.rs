@@ -106,6 +106,7 @@ fn full() -> Config {
         }),
         vnc: Some("/run/vm/vnc.sock".into()),
         guest_agent: Some("/run/vm/agent.sock".into()),
+        watchdog: true,
         paused: true,
         incoming: true,
         ..smallest()

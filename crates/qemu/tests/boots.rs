@@ -236,6 +236,52 @@ async fn a_disk_behind_a_block_server_is_lost_for_good_when_its_export_is_revoke
     }
 }
 
+#[tokio::test]
+async fn a_disk_behind_a_block_server_that_is_back_is_opened_anew_and_the_guest_sees_nothing() {
+    for binary in both() {
+        let folder = folder();
+        let disk = folder.path().join("root.img");
+        boot::write_disk(&disk, &boot::writer(Pace::Ticks), 1 << 20).unwrap();
+        let socket = folder.path().join("nbd");
+        let serve = || {
+            let _ = std::fs::remove_file(&socket);
+            std::process::Command::new("qemu-nbd")
+                .args(["-f", "raw", "-x", "vm/1", "-t", "-e", "5", "-k"])
+                .args([&socket, &disk])
+                .spawn()
+                .expect("qemu-nbd of Debian's qemu-utils")
+        };
+        let mut server = serve();
+        eventually("server listens", || async { socket.exists() }).await;
+        let mut config = machine(&binary, folder.path(), "nbd", &disk);
+        config.disks[0].source = Source::NbdUnix { socket: socket.clone(), export: "vm/1".into() };
+        let vm = Qemu::start(&binary, &config).await.unwrap();
+        eventually("counter grows", || async { boot::read_counter(&disk).unwrap() > 3 }).await;
+        for _ in 0..2 {
+            server.kill().unwrap();
+            server.wait().unwrap();
+            let is = |status: RunStatus| {
+                let qmp = vm.qmp.clone();
+                async move { qmp.query_status().await.unwrap().status == status }
+            };
+            eventually("guest is paused", || is(RunStatus::IoError)).await;
+            // Nobody is there: nothing changes, and what was begun is gone over the next time.
+            assert!(vm.qmp.reopen_disk(&config.disks[0]).await.is_err());
+            server = serve();
+            eventually("server listens", || async { socket.exists() }).await;
+            vm.qmp.reopen_disk(&config.disks[0]).await.unwrap();
+            let counter = boot::read_counter(&disk).unwrap();
+            vm.qmp.cont().await.unwrap();
+            eventually("counter goes on", || async { boot::read_counter(&disk).unwrap() > counter + 3 })
+                .await;
+        }
+        vm.qmp.block_resize("root-node", 1 << 20).await.unwrap();
+        assert!(!std::fs::read(&vm.log).unwrap().contains(&b'!'), "the guest saw an error");
+        server.kill().unwrap();
+        server.wait().unwrap();
+    }
+}
+
 /// A tap that lives as long as the answer. Nothing is left behind.
 fn tap(name: &str) -> std::fs::File {
     const TUNSETIFF: u64 = 0x4004_54ca;

@@ -5,9 +5,10 @@ use std::path::Path;
 use sterna_model::cpu::Accel;
 use sterna_qemu::config::{self, Config, Cpu, Disk, Monitor, Nic, Place, Serial};
 use sterna_qemu::version::{MachineType, Version};
+use sterna_wire::assignment::Machine;
 
 use super::{AGENT_SOCKET, SERIAL_LOG, SERIAL_SOCKET, VNC_SOCKET};
-use crate::hypervisor::{Blueprint, SpawnFailed};
+use crate::hypervisor::{Blueprint, Parts, SpawnFailed};
 
 /// Numbers that no argument holds by chance, in the place of descriptors that the shim will open.
 const QMP_FD: i32 = 900_000;
@@ -60,7 +61,7 @@ fn config(blueprint: &Blueprint, sockets: &Path) -> Result<Config, SpawnFailed> 
         vcpus: hardware.cpus,
         memory_kib: hardware.memory.as_u64() / 1024,
         tcg_buffer_mib: is_tcg.then_some(TCG_BUFFER_MIB),
-        disks: disks(blueprint),
+        disks: disks(&blueprint.machine, &blueprint.parts),
         seed: blueprint.parts.seed.clone(),
         nics: nics(blueprint),
         hot_ports: 0,
@@ -76,8 +77,8 @@ fn config(blueprint: &Blueprint, sockets: &Path) -> Result<Config, SpawnFailed> 
 }
 
 /// Devices are called by their position, which is the same on both sides of a migration.
-fn disks(blueprint: &Blueprint) -> Vec<Disk> {
-    let opened = blueprint.parts.disks.iter().zip(&blueprint.machine.disks);
+pub fn disks(machine: &Machine, parts: &Parts) -> Vec<Disk> {
+    let opened = parts.disks.iter().zip(&machine.disks);
     opened
         .enumerate()
         .map(|(index, (opened, disk))| Disk {

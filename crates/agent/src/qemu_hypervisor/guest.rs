@@ -21,13 +21,14 @@ use sterna_qemu::qmp::event::Event;
 use sterna_qemu::qmp::machine::RunStatus;
 use sterna_qemu::qmp::migration::{Announcement, Parameters, Status};
 use sterna_qemu::qmp::{Client, Schema};
-use sterna_wire::assignment::{Carry, Outgoing};
+use sterna_wire::assignment::{Carry, Machine, Outgoing};
 use tokio::sync::{OnceCell, mpsc};
 use uuid::Uuid;
 
 use crate::carrier::{self, Carriers, Departure, Stage};
 use crate::hypervisor::{
-    Figures, Guest, GuestError, Happened, Happenings, Limits, Listening, Pause, Run, Transfer, View,
+    FailedDisk, Figures, Guest, GuestError, Happened, Happenings, Limits, Listening, Parts, Pause, Run,
+    Transfer, View,
 };
 use crate::process;
 
@@ -62,6 +63,8 @@ pub struct QemuGuest {
     measured: Arc<Mutex<Option<(Instant, Duration)>>>,
     /// The guest agent's channel: one question at a time.
     agent: life::Agent,
+    /// Which disks failed since it last ran.
+    failures: life::Failures,
 }
 
 /// Takes over a connection and begins to listen.
@@ -74,8 +77,11 @@ pub(super) fn attach(
     let (happened, happenings) = mpsc::unbounded_channel();
     let mut events = client.events();
     let told = happened.clone();
+    let failures = life::Failures::default();
+    let noted = failures.clone();
     tokio::spawn(async move {
         while let Some(heard) = events.next().await {
+            noted.on(&heard);
             let is_heard = meaning(&heard).is_none_or(|it| told.send(it).is_ok());
             if !is_heard {
                 return;
@@ -85,7 +91,8 @@ pub(super) fn attach(
         let _ = told.send(Happened::Lost);
     });
     let (schema, measured, agent) = Default::default();
-    let guest = QemuGuest { client, uid, pid, directory, carriers, happened, schema, measured, agent };
+    let guest =
+        QemuGuest { client, uid, pid, directory, carriers, happened, schema, measured, agent, failures };
     (guest, happenings)
 }
 
@@ -337,6 +344,15 @@ impl Guest for QemuGuest {
 
     async fn resize_disk(&self, index: usize, size: Bytes) -> Result<(), GuestError> {
         Ok(self.client.block_resize(&super::blueprint::node_of(index), size.as_u64()).await?)
+    }
+
+    async fn reopen_disks(
+        &self,
+        machine: &Machine,
+        parts: &Parts,
+        which: &[FailedDisk],
+    ) -> Result<(), GuestError> {
+        self.reopen_lost(machine, parts, which).await
     }
 
     async fn ping(&self, within: Duration) -> Result<(), GuestError> {

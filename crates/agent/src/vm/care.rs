@@ -7,6 +7,7 @@ use super::decide::{Body, Order};
 use super::health::Fault;
 use super::health::monitor::{Heard, Monitor, Subject};
 use super::record::Title;
+use super::restart;
 use crate::hypervisor::{Hypervisor, Run};
 use crate::resources::Resources;
 
@@ -29,7 +30,11 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
 
     /// `None`: nothing may be concluded from its silence now, or nobody wants to know.
     fn subject(&self, order: &Order) -> Option<Subject> {
-        let owner = order.owner()?;
+        let recalled = || restart::recalled(self.kept.as_ref(), self.seen.as_ref(), self.notes.as_ref());
+        let owner = match order {
+            Order::Unknown => recalled().map(|(_, owner)| owner)?,
+            order => order.owner()?,
+        };
         let wanted = owner.health.as_ref()?;
         let Body::Alive(view) = &self.body else { return None };
         let notes =

@@ -186,18 +186,22 @@ fn reason(due: Due, said: &str) -> String {
     hopeless.map_or_else(|| said.to_owned(), |hopeless| hopeless.to_string())
 }
 
-/// Before the server was heard: nothing newer is known than what its last assignment said, and a copy that crashed, or
-/// was started again and does not run yet, is brought back. Nobody is told anything, and nothing else is done.
+/// Before the server was heard: nothing newer is known than what its last assignment said. A copy that crashed, or was
+/// brought back and does not run yet, is brought back; a guest that fails is cared for. Nobody is told of an end, and
+/// nothing else is done.
 fn as_recalled(known: Known<'_>) -> Option<Step> {
     let (epoch, owner) = restart::recalled(known.kept, known.seen, known.notes)?;
     match (known.body, known.notes?) {
         (Body::Crashed(crash), _) => Some(after_crash(known, epoch, owner, crash))
             .filter(|step| matches!(step, Step::StartAgain { .. })),
-        (Body::Alive(view), notes)
-            if notes.restarts.count > 0 && view.run == Run::Paused(Pause::NotStarted) =>
-        {
-            Some(power::next(owner.power, &view.run, notes.ending, known.due))
-                .filter(|step| *step == Step::Run)
+        (Body::Alive(view), notes) if !notes.is_sending() && !notes.is_handed_over() => {
+            let was_brought_back = notes.restarts.count > 0 || notes.resets.count > 0;
+            let is_new = view.run == Run::Paused(Pause::NotStarted);
+            match cared_for(known, owner, view, notes) {
+                step @ (Step::Cure(_) | Step::RetryIo) => Some(step),
+                Step::Run if was_brought_back && is_new => Some(Step::Run),
+                _ => None,
+            }
         }
         _ => None,
     }
@@ -350,13 +354,18 @@ fn converge(known: Known<'_>, owner: &Owner, view: &View, notes: &Notes) -> Step
     if owner.reset_request > notes.reset_request && may_be_reset {
         return Step::Reset(owner.reset_request);
     }
-    let is_cared_for = owner.power == Power::Running && notes.ending.is_none();
-    if let Some(cure) = health::cure(owner, &view.run, known.fault, &notes.resets, due.may_reset)
-        && is_cared_for
+    cared_for(known, owner, view, notes)
+}
+
+/// What a copy needs that no migration holds: a cure for its guest, or what its power state asks for.
+fn cared_for(known: Known<'_>, owner: &Owner, view: &View, notes: &Notes) -> Step {
+    if owner.power == Power::Running
+        && notes.ending.is_none()
+        && let Some(cure) = health::cure(owner, &view.run, known.fault, &notes.resets, known.due.may_reset)
     {
         return Step::Cure(cure);
     }
-    power::next(owner.power, &view.run, notes.ending, due)
+    power::next(owner.power, &view.run, notes.ending, known.due)
 }
 
 fn while_sending(due: Due, owner: &Owner, notes: &Notes) -> Step {

@@ -3,14 +3,14 @@
 use super::*;
 use crate::hypervisor::{Pause, Run, Transfer, View};
 use crate::vm::decide::{Body, Due, Known, Order, Step, next};
-use crate::vm::health::Resets;
+use crate::vm::health::{Cure, Resets};
 use crate::vm::record::Cause;
 use sterna_base::units::{Bytes, Span};
 use sterna_model::cpu::Accel;
 use sterna_model::meta::Name;
 use sterna_model::migration::{MigrationReport, Outcome};
 use sterna_model::vm::{Hardware, Power};
-use sterna_wire::assignment::{Machine, Outgoing};
+use sterna_wire::assignment::{HealthOrder, Machine, Outgoing};
 
 const START: Timestamp = Timestamp::from_millis(1_800_000_000_000);
 
@@ -215,6 +215,13 @@ fn an_agent_that_has_just_started_acts_on_its_last_assignment_and_tells_nothing(
     let not_running = || View { run: Run::Paused(Pause::NotStarted), transfer: Transfer::None };
     let restarted = || Notes { restarts: tried(&[1]), ..notes_of() };
     let stopped = || owns(5, Owner { power: Power::Stopped, ..owner() });
+    let cared_for = || owns(5, Owner { health: Some(HealthOrder::default()), ..owner() });
+    let panicked = Body::Alive(View { run: Run::Paused(Pause::Panicked), transfer: Transfer::Going });
+    let cure = || Step::Cure(Cure::Reset { why: "the guest crashed".into() });
+    let sending = || {
+        let report = MigrationReport { migration: Name::new("m").unwrap(), side: SideState::Sending };
+        Notes { migration: Some(report), ..notes_of() }
+    };
     let table = [
         (owns(5, owner()), &crashed, notes_of(), Turn::Now, again()),
         (owns(5, owner()), &crashed, notes_of(), after(1), Step::Wait),
@@ -233,9 +240,13 @@ fn an_agent_that_has_just_started_acts_on_its_last_assignment_and_tells_nothing(
             Step::Wait,
         ),
         (owns(5, owner()), &Body::Alive(not_running()), notes_of(), Turn::GiveUp, Step::Wait),
+        // A guest that fails is cared for, unless its memory is on its way.
+        (cared_for(), &panicked, notes_of(), Turn::GiveUp, cure()),
+        (cared_for(), &panicked, sending(), Turn::GiveUp, Step::Wait),
+        (owns(5, owner()), &panicked, notes_of(), Turn::GiveUp, Step::Wait),
     ];
     for (kept, body, notes, restart, expected) in table {
-        let (seen, due) = (seen(), Due { restart, ..Due::default() });
+        let (seen, due) = (seen(), Due { restart, may_reset: true, ..Due::default() });
         let (notes, seen) = (Some(&notes), Some(&seen));
         let step =
             next(Known { order: &Order::Unknown, body, notes, seen, kept: Some(&kept), fault: None, due });

@@ -19,11 +19,13 @@ use super::power;
 use super::record::{Cause, Notes, Seen, Title};
 use super::restart::{self, Crash, Restarts};
 use crate::hypervisor::{Guest, GuestError, Happenings, Hypervisor, Look, Pause, Run, View};
-use crate::resources::Resources;
+use crate::resources::{Resources, Whose};
 
 /// A reset takes milliseconds once QEMU comes to it.
 const RESET_WITHIN: Duration = Duration::from_secs(2);
 const RESET_POLL: Duration = Duration::from_millis(5);
+/// A stop of the VM must not wait for storage that hangs.
+const STORAGE_ANSWERS_WITHIN: Duration = Duration::from_secs(2);
 /// Storage that is full or refuses says so at once.
 const IO_FAILS_WITHIN: Duration = Duration::from_millis(300);
 
@@ -130,7 +132,7 @@ impl<H: Hypervisor, R: Resources> Work<H, R> {
                 self.guest()?.cont().await?;
                 self.view().await
             }
-            Step::RetryIo => self.retry_io().await,
+            Step::RetryIo => self.retry_io(epoch, owner).await,
             Step::Pause => {
                 self.guest()?.stop().await?;
                 self.view().await
@@ -339,9 +341,22 @@ impl<H: Hypervisor, R: Resources> Work<H, R> {
         self.view().await
     }
 
-    /// Looks again when what it tries can have failed again: to run for a moment is no news.
-    async fn retry_io(&mut self) -> Done<H::Guest> {
-        self.guest()?.cont().await?;
+    /// Only once the storage answers; and looks when what the guest tries can have failed again: that it ran for a moment
+    /// is no news.
+    async fn retry_io(&mut self, epoch: u64, owner: &Owner) -> Done<H::Guest> {
+        let whose = Whose { name: self.name.clone(), uid: self.uid, epoch };
+        let guest = self.guest()?.clone();
+        let view = guest.view().await?;
+        let Run::Paused(Pause::IoError(failed)) = &view.run else { return Ok(Found::Same(view)) };
+        let prepared = self.ports.resources.prepare(&whose, &owner.machine);
+        match tokio::time::timeout(STORAGE_ANSWERS_WITHIN, prepared).await {
+            Ok(Ok(parts)) => guest.reopen_disks(&owner.machine, &parts, failed).await?,
+            not_yet => {
+                tracing::debug!(vm = %self.name, ?not_yet, "its storage is not back yet");
+                return Ok(Found::Same(view));
+            }
+        }
+        guest.cont().await?;
         tokio::time::sleep(IO_FAILS_WITHIN).await;
         self.view().await
     }

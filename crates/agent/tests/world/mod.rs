@@ -90,11 +90,41 @@ pub fn own_disk(disk: &Path, vm: Uuid) -> PathBuf {
     disk.with_file_name(format!("{vm}.img"))
 }
 
+/// The socket of the block server that the disk is behind, if it is.
+pub fn behind_server(disk: &Path) -> Option<PathBuf> {
+    let socket = disk.with_extension("nbd");
+    disk.with_extension("served").exists().then_some(socket)
+}
+
+/// Serves the disk until it is killed.
+pub async fn serve(disk: &Path) -> std::process::Child {
+    std::fs::write(disk.with_extension("served"), "").unwrap();
+    let socket = behind_server(disk).unwrap();
+    let _ = std::fs::remove_file(&socket);
+    let server = std::process::Command::new("qemu-nbd")
+        .args(["-f", "raw", "-x", "vm/1", "-t", "-e", "9", "-k"])
+        .args([&socket, disk])
+        .spawn()
+        .expect("qemu-nbd of Debian's qemu-utils");
+    eventually("the server listens", || {
+        std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o777)).is_ok()
+            && std::os::unix::net::UnixStream::connect(&socket).is_ok()
+    })
+    .await;
+    server
+}
+
 impl Resources for OneDisk {
     async fn prepare(&self, whose: &Whose, _machine: &Machine) -> Result<Parts, NotReady> {
         let own = own_disk(&self.0, whose.uid);
         let path = if own.exists() { own } else { self.0.clone() };
-        let source = sterna_qemu::config::Source::File { path };
+        let source = match behind_server(&path) {
+            Some(socket) if std::os::unix::net::UnixStream::connect(&socket).is_ok() => {
+                sterna_qemu::config::Source::NbdUnix { socket, export: "vm/1".into() }
+            }
+            Some(_) => return Err(NotReady::Wait { step: "the storage does not answer".into() }),
+            None => sterna_qemu::config::Source::File { path },
+        };
         let opened = Opened { format: sterna_qemu::config::Format::Raw, source, backing: vec![] };
         Ok(Parts { disks: vec![opened], ..Parts::default() })
     }
