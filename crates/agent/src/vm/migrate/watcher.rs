@@ -16,6 +16,9 @@ use crate::hypervisor::{Figures, Guest, Limits};
 
 /// A transfer that moves no byte for this long is given up. There is no limit on its total time.
 const STALL: Duration = Duration::from_secs(30);
+/// Of progress.
+const SAMPLE_EVERY: Duration = Duration::from_millis(250);
+
 /// What is tried before the whole of the allowed pause.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rung {
@@ -40,9 +43,6 @@ impl Rung {
         Span::from_millis((max_downtime.as_millis().saturating_mul(self.thirds) / 3).max(1))
     }
 }
-/// Of progress.
-const SAMPLE_EVERY: Duration = Duration::from_millis(250);
-
 /// Why a transfer should be given up, if it should.
 #[derive(Debug, Clone, Copy, Default)]
 struct Verdict {
