@@ -1,22 +1,29 @@
-//! Carries guests to and from other hosts through the mover.
+//! Carries guests to and from other hosts through the mover, and their disks also straight.
 //!
 //! ```text
 //! source QEMU ─ unix socket ─ Outgoing ══ TLS ══ Incoming ─ unix socket ─ target QEMU
+//! source QEMU ─ told by Direct ══════════════════════════════════════════ target QEMU
 //! ```
 //!
 //! One task per guest on the move owns its session. Sessions outlive the connection to QEMU's monitor, not the agent:
 //! with the agent they end, and QEMU sees its socket close. Who owns the guest is never decided here (`vm::decide`).
 
-/// The disks that go with a guest.
+/// Disks that go straight from one QEMU to the other.
+mod direct;
+/// The disks that go with a guest through the mover.
 mod disks;
 /// The target's side.
 mod incoming;
+/// Copies of a disk in the making, in its QEMU.
+mod mirrors;
 /// The source's side.
 mod outgoing;
 /// How fast guests may go.
 mod pace;
 /// How long guests wait.
 mod patience;
+/// What lines between datacentres carry.
+mod probe;
 /// Memory of other guests here that an arriving one resembles.
 mod siblings;
 /// Page keys and checkpoints of guests that have been here.
@@ -31,6 +38,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use sterna_base::scope::Scope;
+use sterna_base::units::Span;
 use sterna_model::meta::Name;
 use sterna_mover::codec::Keeper;
 use sterna_mover::link::listen::Listener;
@@ -41,9 +49,12 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use uuid::Uuid;
 
-pub use disks::tidy;
+pub use direct::{Direct, Parting, end_orphan};
 pub use incoming::Incoming;
+pub(crate) use mirrors::away;
+pub use mirrors::tidy;
 pub use outgoing::{Departure, Outgoing, Stage};
+pub use probe::{Lines, PROBE_EVERY};
 use vault::Vault;
 
 /// What is kept below the agent's folder: keys of guests' pages, memory of guests that left, and what they wrote and the
@@ -89,10 +100,20 @@ pub enum Error {
     NoDisk { index: usize },
     #[error("a mirror of a disk ended before its time")]
     MirrorFailed,
+    #[error("the copy of a disk failed: {why}")]
+    Mirror { why: String },
+    #[error("memory did not cross: {why}")]
+    Memory { why: String },
+    #[error("cancelled")]
+    Cancelled,
     #[error("disks: {0}")]
     Volumes(#[from] sterna_mover::volume::Error),
     #[error(transparent)]
     CalledOff(#[from] patience::CalledOff),
+    #[error("the other side was not there, or gave no echo, within {within}")]
+    NoEcho { within: Span },
+    #[error("the link has ended")]
+    Link(#[from] sterna_mover::link::Ended),
 }
 
 impl Error {
@@ -121,9 +142,12 @@ struct Inner {
     listeners: tokio::sync::Mutex<HashMap<IpAddr, Arc<Listener>>>,
     outgoing: Mutex<HashMap<Uuid, Outgoing>>,
     incoming: Mutex<HashMap<Uuid, Incoming>>,
+    direct: Mutex<HashMap<Uuid, Direct>>,
     /// The way out that a guest took last: it is tidied up before the next begins.
     parting: Mutex<HashMap<Uuid, watch::Receiver<Stage>>>,
     paces: watch::Sender<pace::Shares>,
+    probe_orders: watch::Sender<probe::Orders>,
+    lines: watch::Sender<Lines>,
 }
 
 impl Carriers {
@@ -137,8 +161,11 @@ impl Carriers {
             listeners: tokio::sync::Mutex::default(),
             outgoing: Mutex::default(),
             incoming: Mutex::default(),
+            direct: Mutex::default(),
             parting: Mutex::default(),
             paces: watch::Sender::default(),
+            probe_orders: watch::Sender::default(),
+            lines: watch::Sender::default(),
         })))
     }
 
@@ -153,8 +180,25 @@ impl Carriers {
         lock(&self.0.incoming).get(&vm).cloned()
     }
 
+    /// The guest's way out with its disks, if it is on one without the mover.
+    #[must_use]
+    pub fn direct(&self, vm: Uuid) -> Option<Direct> {
+        lock(&self.0.direct).get(&vm).cloned()
+    }
+
+    /// This agent is at it: nothing of the guest's transfer is anybody else's to end.
+    #[must_use]
+    pub fn is_sending(&self, vm: Uuid) -> bool {
+        let stages = [
+            self.direct(vm).map(|direct| direct.stage()),
+            self.outgoing(vm).map(|outgoing| outgoing.stage()),
+        ];
+        stages.into_iter().flatten().any(|stage| matches!(stage, Stage::Going | Stage::Held | Stage::Granted))
+    }
+
     /// Nothing of a former move of this guest is in the way of the next.
     pub fn forget(&self, vm: Uuid) {
+        lock(&self.0.direct).remove(&vm);
         lock(&self.0.outgoing).remove(&vm);
         lock(&self.0.incoming).remove(&vm);
     }
@@ -166,6 +210,7 @@ impl Carriers {
         if let Some(outgoing) = outgoing {
             outgoing.finish();
         }
+        lock(&self.0.direct).remove(&vm);
         lock(&self.0.incoming).remove(&vm);
     }
 

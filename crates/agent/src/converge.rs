@@ -170,6 +170,17 @@ pub async fn measure(mut meter: crate::host::Meter, storage: Storage, reports: A
     }
 }
 
+/// Reports the host anew when something of its lines is. Ends with whoever measures them.
+pub async fn tell_lines(
+    mut lines: tokio::sync::watch::Receiver<crate::carrier::Lines>,
+    host: Arc<dyn Fn() -> Up + Send + Sync>,
+    reports: Arc<dyn crate::vm::Reports>,
+) {
+    while lines.changed().await.is_ok() {
+        reports.report(host());
+    }
+}
+
 /// The address from which the server is reached: no packet is sent.
 pub fn address_towards(server: std::net::SocketAddr) -> std::io::Result<IpAddr> {
     let any: IpAddr = match server {

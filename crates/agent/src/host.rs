@@ -16,6 +16,7 @@ use sterna_model::tunnel::TunnelSeen;
 use sterna_qemu::config;
 use sterna_qemu::probe::{self, Inspection};
 
+use crate::carrier::Lines;
 use crate::config::{Accel as Wanted, Config};
 use crate::process;
 
@@ -96,8 +97,7 @@ fn cpu_report(inspection: &Inspection) -> CpuReport {
 pub fn report(
     config: &Config,
     probed: &Probed,
-    pools: BTreeMap<Name, PoolSeen>,
-    tunnel: Option<TunnelSeen>,
+    (pools, tunnel, lines): (BTreeMap<Name, PoolSeen>, Option<TunnelSeen>, Lines),
 ) -> anyhow::Result<HostReport> {
     let cpus = match config.cpus {
         Some(cpus) => cpus,
@@ -121,9 +121,12 @@ pub fn report(
         cpu: cpu_report(&probed.inspection),
         pools,
         tunnel,
+        mover: lines.mover,
+        lines: lines.seen,
         // Both are the server's to say.
         link: LinkState::default(),
         since: Timestamp::default(),
+        told: None,
     })
 }
 

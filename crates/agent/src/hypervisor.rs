@@ -28,6 +28,8 @@ pub struct Blueprint {
     pub parts: Parts,
     /// Waits for a migration instead of booting.
     pub incoming: bool,
+    /// Times that it was started again under this epoch.
+    pub restart: u32,
 }
 
 /// What the host has made ready for a copy.
@@ -78,7 +80,8 @@ pub enum Pause {
     Asked,
     /// For the last pass of a migration, or after it.
     Migrated,
-    IoError,
+    /// Its storage failed; it goes on with the same request once it is run again. Empty: which disk is not known.
+    IoError(Vec<FailedDisk>),
     /// The guest said that it crashed.
     Panicked,
     Other(String),
@@ -91,11 +94,32 @@ impl Pause {
             Self::NotStarted => "not started yet".to_owned(),
             Self::Asked => "paused as asked".to_owned(),
             Self::Migrated => "its memory is being handed over".to_owned(),
-            Self::IoError => "a disk failed or is full".to_owned(),
+            Self::IoError(disks) => why_disks(disks, |index| format!("disk {index}")),
             Self::Panicked => "the guest crashed".to_owned(),
             Self::Other(word) => format!("qemu says {word}"),
         }
     }
+}
+
+/// A disk whose storage did not do as it was asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FailedDisk {
+    /// In the order of the machine's disks.
+    pub index: usize,
+    /// There is no room for what the guest writes.
+    pub is_full: bool,
+}
+
+/// Which disks failed and how, each called as `name` has it.
+#[must_use]
+pub fn why_disks(disks: &[FailedDisk], name: impl Fn(usize) -> String) -> String {
+    if disks.is_empty() {
+        return "a disk failed or is full".to_owned();
+    }
+    let word =
+        |disk: &FailedDisk| if disk.is_full { "has no room left" } else { "does not answer or failed" };
+    let each: Vec<_> = disks.iter().map(|disk| format!("{} {}", name(disk.index), word(disk))).collect();
+    format!("{}; it goes on when that is over", each.join(", "))
 }
 
 /// How far a migration is, on either side.
@@ -124,6 +148,8 @@ pub enum Happened {
     TransferCompleted,
     /// Everything but the end was sent.
     TransferHeld,
+    /// The guest did not feed its watchdog.
+    WatchdogBit,
     /// Something else changed: ask.
     Changed,
     /// The connection to the copy is gone: look what became of it.
@@ -277,6 +303,28 @@ pub trait Guest: Clone + Send + Sync + 'static {
 
     /// Grows the image of the n-th disk, and tells the guest.
     fn resize_disk(&self, index: usize, size: Bytes) -> impl Future<Output = Result<(), GuestError>> + Send;
+
+    /// Whether the guest's agent gives a sign of life within this time.
+    fn ping(&self, within: Duration) -> impl Future<Output = Result<(), GuestError>> + Send {
+        let _ = within;
+        std::future::ready(Err(GuestError::Refused("there is nobody to ask".to_owned())))
+    }
+
+    /// Runs a program in the guest; an error unless it ends well within this time.
+    fn execute(
+        &self,
+        program: &str,
+        args: &[String],
+        within: Duration,
+    ) -> impl Future<Output = Result<(), GuestError>> + Send {
+        let _ = (program, args, within);
+        std::future::ready(Err(GuestError::Refused("there is nobody to ask".to_owned())))
+    }
+
+    /// Operations of its disks and packets that it sent, since it was started. Only whether it grows means anything.
+    fn activity(&self) -> impl Future<Output = Result<u64, GuestError>> + Send {
+        std::future::ready(Err(GuestError::Refused("nobody counts".to_owned())))
+    }
 
     /// What the guest uses; with a window, also how much of its memory it writes to within it, which takes as long.
     fn load(&self, window: Option<Duration>) -> impl Future<Output = Result<LoadSample, GuestError>> + Send;

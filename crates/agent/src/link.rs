@@ -110,7 +110,13 @@ impl<E: Ends> Link<E> {
             while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = rest.drain(..=end).collect();
                 match serde_json::from_slice(&line) {
-                    Ok(line) => self.ends.on_line(line),
+                    Ok(line) => {
+                        let is_hold = matches!(line, Down::Hold { .. });
+                        self.ends.on_line(line);
+                        if is_hold {
+                            self.outbox.ask_for_inventory();
+                        }
+                    }
                     // A newer server says more than we know.
                     Err(error) => tracing::warn!(%error, "a line of the server is not understood"),
                 }
@@ -136,18 +142,27 @@ impl<E: Ends> Link<E> {
             let batch = tokio::select! {
                 biased;
                 batch = self.outbox.batch() => batch,
+                () = self.outbox.inventory_asked() => {
+                    is_complete = self.count();
+                    continue;
+                }
                 () = tokio::time::sleep(RECOUNT_EVERY), if !is_complete => {
-                    let (is_complete_now, inventory) = self.ends.inventory();
-                    is_complete = is_complete_now;
-                    if is_complete {
-                        self.outbox.add(inventory);
-                    }
+                    is_complete = self.count();
                     continue;
                 }
             };
             self.post(client, &batch).await?;
             self.outbox.done(batch.len());
         }
+    }
+
+    /// Adds a new inventory to the reports if it is complete, and answers that.
+    fn count(&self) -> bool {
+        let (is_complete, inventory) = self.ends.inventory();
+        if is_complete {
+            self.outbox.add(inventory);
+        }
+        is_complete
     }
 
     /// Beside the reports, so that a report never waits for a measurement.

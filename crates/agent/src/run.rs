@@ -6,7 +6,7 @@
 use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
@@ -17,8 +17,9 @@ use sterna_wire::down::Down;
 use sterna_wire::up::Up;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
-use crate::carrier::{self, Carriers};
+use crate::carrier::{self, Carriers, Lines};
 use crate::config::Config;
 use crate::console::Consoles;
 use crate::converge::{self, Converger, FromServer, Pools};
@@ -88,10 +89,13 @@ async fn start(config: &Config, shim: Vec<OsString>, scope: &Scope) -> anyhow::R
         guests: Guests::default(),
         link: is_up.subscribe(),
     });
+    // What was assigned last, until a server says more: a crashed VM needs its pools and networks now.
+    assigned.send_replace(ports.records.assignment().ok().flatten().map(until_heard).map(Arc::new));
     let fleet = Fleet::new(Arc::clone(&ports), scope.clone());
     let is_complete = adopt_all(config, &ports, &fleet).await;
     let pools = Arc::new(Pools::default());
-    let host = host_row(config.clone(), probed, Arc::clone(&pools), Arc::clone(&networks));
+    let lines = carriers.lines();
+    let host = host_row(config.clone(), probed, Arc::clone(&pools), Arc::clone(&networks), lines.clone());
     let converger = Converger {
         ports: Arc::clone(&ports),
         storage: storage.clone(),
@@ -101,10 +105,22 @@ async fn start(config: &Config, shim: Vec<OsString>, scope: &Scope) -> anyhow::R
         host: Arc::clone(&host),
     };
     scope.spawn(converger.run());
+    scope.spawn(carriers.clone().keep_probing(carrier::PROBE_EVERY));
+    scope.spawn(converge::tell_lines(lines, Arc::clone(&host), Arc::clone(&outbox) as _));
     scope.spawn(converge::measure(Meter::new(config), storage.clone(), Arc::clone(&outbox) as _));
     let consoles = Consoles::new(identity.clone(), config.run_dir.clone());
     let board = Arc::clone(&ports.board);
-    let ends = ServerEnds { fleet, assigned, carriers, consoles, board, storage, host, is_complete };
+    let ends = ServerEnds {
+        fleet,
+        assigned,
+        carriers,
+        consoles,
+        board,
+        storage,
+        host,
+        is_complete,
+        held: Mutex::default(),
+    };
     Link { identity, outbox, ends: Arc::new(ends), is_up }.run().await;
     Ok(())
 }
@@ -186,6 +202,11 @@ fn settings(config: &Config, probed: &Probed, qemu: std::path::PathBuf, shim: Ve
     }
 }
 
+/// Of an assignment of before this agent's start, only what VMs here stand on: nothing is made or removed by it.
+fn until_heard(assignment: Assignment) -> Assignment {
+    Assignment { volumes: Vec::new(), ..assignment }
+}
+
 /// Takes charge of everything that runs. Answers whether all sources could be read.
 async fn adopt_all(
     config: &Config,
@@ -213,8 +234,10 @@ fn host_row(
     probed: Probed,
     pools: Arc<Pools>,
     networks: Arc<Networks>,
+    lines: watch::Receiver<Lines>,
 ) -> Arc<dyn Fn() -> Up + Send + Sync> {
-    Arc::new(move || match host::report(&config, &probed, pools.seen(), networks.tunnel_seen()) {
+    let seen = move || (pools.seen(), networks.tunnel_seen(), lines.borrow().clone());
+    Arc::new(move || match host::report(&config, &probed, seen()) {
         Ok(report) => Up::Host(Box::new(report)),
         Err(error) => Up::Event {
             kind: "host".to_owned(),
@@ -235,10 +258,19 @@ struct ServerEnds {
     storage: Storage,
     host: Arc<dyn Fn() -> Up + Send + Sync>,
     is_complete: bool,
+    /// The incarnation that asked to hold, on this connection.
+    held: Mutex<Option<Uuid>>,
+}
+
+impl ServerEnds {
+    fn held(&self) -> MutexGuard<'_, Option<Uuid>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Ends for ServerEnds {
     fn on_connected(&self) {
+        *self.held() = None;
         self.fleet.on_connected();
     }
 
@@ -250,9 +282,16 @@ impl Ends for ServerEnds {
                 self.assigned.send_replace(Some(Arc::clone(&assignment)));
                 // So is how fast it may go.
                 self.carriers.set_paces(&assignment.paces);
+                self.carriers.set_probes(&assignment);
                 self.fleet.apply(&assignment);
             }
             Down::Attach { ticket, uid, end, .. } => self.consoles.attach(ticket, uid, end),
+            Down::Hold { incarnation } => {
+                tracing::warn!(%incarnation, "the server's store came back from a backup; every order is let go of");
+                // In this order: an inventory that says so rests on it.
+                self.fleet.hold();
+                *self.held() = Some(incarnation);
+            }
             Down::Alive => {}
         }
     }
@@ -262,9 +301,10 @@ impl Ends for ServerEnds {
     }
 
     fn inventory(&self) -> (bool, Up) {
+        let held = *self.held();
         let (is_known, vms) = self.board.inventory();
         let volumes = self.storage.volumes().borrow().values().cloned().collect();
         let complete = is_known && self.is_complete;
-        (complete, Up::Inventory { complete, vms, volumes })
+        (complete, Up::Inventory { complete, vms, volumes, held })
     }
 }

@@ -14,12 +14,16 @@
 pub mod adopt;
 /// What is here of every VM, for inventories.
 pub mod board;
+/// Has a guest asked whether it is well, for as long as that may be asked.
+mod care;
 /// The next step: a pure function.
 pub mod decide;
 /// Asks guests that were moved here whether they answer.
 mod echo;
 /// All tasks, and who gets which order.
 pub mod fleet;
+/// Guests that fail while their QEMU is well.
+pub mod health;
 /// Measures what a guest uses.
 mod load;
 /// Both sides of a live migration.
@@ -30,6 +34,8 @@ pub mod power;
 pub mod record;
 /// What is told to the server.
 mod report;
+/// Whether and when a copy that ended unasked is started again: a pure function.
+pub mod restart;
 /// Makes copies ready and starts them.
 mod start;
 /// Carries out steps.
@@ -42,6 +48,7 @@ use std::time::Duration;
 use sterna_base::clock::Clock;
 use sterna_model::meta::Name;
 use sterna_model::vm::VmReport;
+use sterna_wire::assignment::VmAssignment;
 use sterna_wire::up::Up;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -52,7 +59,10 @@ use crate::hypervisor::{Happened, Happenings, Hypervisor, Pause, Run, Transfer, 
 use crate::resources::Resources;
 use board::Board;
 use decide::{Body, Due, Known, Order, Step};
+use health::Fault;
+use health::monitor::Monitor;
 use record::{Cause, Notes, Records, Seen};
+use restart::{Past, Turn};
 use steps::{Outcome, Work};
 
 /// How often the power button is pressed while a guest has not shut down: one that boots does not hear it.
@@ -64,6 +74,8 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// Events tell of each change at once; this only catches what they missed.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 const LOOK_EVERY_MIGRATING: Duration = Duration::from_secs(1);
+/// While a restart in place waits: a server that is back may know better.
+const LOOK_EVERY_CRASHED: Duration = Duration::from_secs(1);
 /// For the end of a stream that was let go. Nothing has run here yet: giving up costs a pause, and no guest.
 const LOAD_PATIENCE: Duration = Duration::from_secs(20);
 
@@ -136,6 +148,8 @@ pub struct Vm<H: Hypervisor, R: Resources> {
     uid: Uuid,
     ports: Arc<Ports<H, R>>,
     order: watch::Receiver<Order>,
+    /// Its order before this agent started.
+    kept: Option<VmAssignment>,
     body: Body,
     guest: Option<H::Guest>,
     happenings: Option<Happenings>,
@@ -146,10 +160,15 @@ pub struct Vm<H: Hypervisor, R: Resources> {
     starting: watch::Sender<Option<(u64, String)>>,
     /// The body may have changed since it was looked at.
     is_stale: bool,
+    /// The copy was lost while the present job was under way: that it fails is no reason to wait.
+    is_lost_meanwhile: bool,
     timers: Timers,
     sender: Option<migrate::Watcher>,
     load: Option<load::Sampler>,
     echo: echo::Echo,
+    monitor: Option<Monitor>,
+    /// What is wrong with the guest, until something was done about it.
+    fault: Option<Fault>,
     /// After so long a guest that was moved here answered; not noted yet.
     answered: Option<Duration>,
     is_cancelling: bool,
@@ -160,7 +179,14 @@ pub struct Vm<H: Hypervisor, R: Resources> {
 }
 
 impl<H: Hypervisor, R: Resources> Vm<H, R> {
-    pub fn new(name: Name, uid: Uuid, ports: Arc<Ports<H, R>>, order: watch::Receiver<Order>) -> Self {
+    /// `kept`: its order before this agent started, for as long as there is no newer one.
+    pub fn new(
+        name: Name,
+        uid: Uuid,
+        ports: Arc<Ports<H, R>>,
+        order: watch::Receiver<Order>,
+        kept: Option<VmAssignment>,
+    ) -> Self {
         let now = Instant::now();
         let timers =
             Timers { asked: None, pressed: None, ran: None, not_before: None, owned: None, looked: now };
@@ -169,6 +195,7 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
             uid,
             ports,
             order,
+            kept,
             body: Body::Unknown,
             guest: None,
             happenings: None,
@@ -177,10 +204,13 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
             job: None,
             starting: watch::Sender::new(None),
             is_stale: false,
+            is_lost_meanwhile: false,
             timers,
             sender: None,
             load: None,
             echo: echo::Echo::default(),
+            monitor: None,
+            fault: None,
             answered: None,
             is_cancelling: false,
             given_up: None,
@@ -204,6 +234,7 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
                 outcome = finished(&mut self.job) => self.on_outcome(outcome),
                 changed = self.order.changed() => if changed.is_err() { return },
                 answered = self.echo.heard() => self.answered = answered,
+                heard = care::heard(&mut self.monitor) => self.on_heard(heard),
                 _ = starting.changed() => {}
                 () = tokio::time::sleep_until(wake) => self.on_time(),
             }
@@ -220,12 +251,14 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
                 self.happenings = None;
                 self.body = Body::Unknown;
                 self.timers.not_before = None;
+                self.is_lost_meanwhile = is_busy;
             }
             // The shortest way from QEMU's word to the handover: no question in between.
             (Happened::TransferCompleted, Body::Alive(view)) if !is_busy => {
                 view.transfer = Transfer::Completed;
                 self.is_stale = true;
             }
+            (Happened::WatchdogBit, _) => self.fault = Some(Fault::Watchdog),
             (Happened::TransferHeld, Body::Alive(view)) if !is_busy => view.transfer = Transfer::Held,
             (Happened::Resumed, Body::Alive(view)) if !is_busy => view.run = Run::Running,
             _ => self.is_stale = true,
@@ -242,6 +275,7 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
     fn look_every(&self) -> Duration {
         match &self.body {
             Body::Alive(View { transfer: Transfer::Going | Transfer::Held, .. }) => LOOK_EVERY_MIGRATING,
+            Body::Crashed(_) => LOOK_EVERY_CRASHED,
             _ => LOOK_EVERY,
         }
     }
@@ -257,8 +291,11 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
             at_latest(pressed + PRESS_EVERY);
         }
         self.timers.owned.into_iter().for_each(|owned| at_latest(owned + LOAD_PATIENCE));
-        if matches!(&self.body, Body::Alive(View { run: Run::Paused(Pause::IoError), .. })) {
+        if matches!(&self.body, Body::Alive(View { run: Run::Paused(Pause::IoError(_)), .. })) {
             self.timers.ran.into_iter().for_each(|ran| at_latest(ran + RETRY_IO_EVERY));
+        }
+        if let Turn::After(left) = self.restart_turn() {
+            at_latest(Instant::now() + left);
         }
         // Something overdue waits for the present job: no need to spin.
         let soonest = Instant::now() + Duration::from_millis(5);
@@ -284,13 +321,27 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
             hopeless: self.given_up.or_else(|| self.sender.as_ref().and_then(migrate::Watcher::hopeless)),
             is_cancelling: self.is_cancelling,
             is_overdue: self.timers.owned.is_some_and(|since| since.elapsed() >= LOAD_PATIENCE),
+            restart: self.restart_turn(),
+            may_reset: self.notes.as_ref().is_none_or(|n| n.resets.may_reset(self.ports.clock.now())),
         }
+    }
+
+    /// What a crashed copy waits for.
+    fn restart_turn(&self) -> Turn {
+        let (Body::Crashed(crash), Some(notes)) = (&self.body, &self.notes) else { return Turn::default() };
+        let order = self.order.borrow();
+        let kept = restart::recalled(self.kept.as_ref(), self.seen.as_ref(), Some(notes));
+        let owner = order.owner().or(kept.map(|(_, owner)| owner));
+        let carried = owner.and_then(|owner| owner.restart_here).unwrap_or(0);
+        let past = Past { carried, restarts: &notes.restarts, began: notes.began };
+        restart::turn(past, crash, self.ports.clock.now(), *self.ports.link.borrow())
     }
 
     /// Decides and begins the next step, unless a job is under way.
     fn begin_next(&mut self) {
         let order = self.order.borrow_and_update().clone();
         self.mind_the_arrival(&order);
+        self.mind_the_health(&order);
         if self.job.is_some() || self.timers.not_before.is_some_and(|at| at > Instant::now()) {
             return;
         }
@@ -314,6 +365,13 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
         }
         tracing::debug!(vm = %self.name, ?step, "vm step");
         self.note_time(&step);
+        let order = match (order, &self.kept) {
+            // What was decided before the server was heard rests on what it said last.
+            (Order::Unknown, Some(kept)) if matches!(step, Step::StartAgain { .. } | Step::Run) => {
+                Order::Given(Box::new(kept.clone()))
+            }
+            (order, _) => order,
+        };
         self.begin(step.clone(), |work| work.perform(step, order));
     }
 
@@ -328,7 +386,8 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
 
     fn decide(&self, order: &Order) -> Step {
         let (notes, seen) = (self.notes.as_ref(), self.seen.as_ref());
-        decide::next(Known { order, body: &self.body, notes, seen, due: self.due() })
+        let (kept, fault) = (self.kept.as_ref(), self.fault.as_ref());
+        decide::next(Known { order, body: &self.body, notes, seen, kept, fault, due: self.due() })
     }
 
     fn note_time(&mut self, step: &Step) {
@@ -338,10 +397,10 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
                 self.timers.asked = self.timers.asked.or(now);
                 self.timers.pressed = now;
             }
-            Step::Run => self.timers.ran = now,
+            Step::Run | Step::RetryIo => self.timers.ran = now,
             Step::CancelSend => (self.given_up, self.is_cancelling) = (self.due().hopeless, true),
             Step::Send => (self.given_up, self.is_cancelling) = (None, false),
-            Step::Relent | Step::Start | Step::Receive => self.timers.asked = None,
+            Step::Relent | Step::Start | Step::StartAgain { .. } | Step::Receive => self.timers.asked = None,
             _ => {}
         }
     }
@@ -373,6 +432,7 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
             self.timers.not_before = Some(Instant::now() + RETRY_AFTER);
             return;
         };
+        let is_lost = std::mem::take(&mut self.is_lost_meanwhile);
         self.notes = outcome.notes;
         self.seen = outcome.seen;
         match outcome.found {
@@ -386,11 +446,14 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
         }
         if let Some(why) = outcome.trouble {
             tracing::warn!(vm = %self.name, ?step, %why, "vm step did not succeed");
-            self.timers.not_before = Some(Instant::now() + RETRY_AFTER);
+            self.timers.not_before = (!is_lost).then(|| Instant::now() + RETRY_AFTER);
             self.is_stale = true;
         }
         if step == Some(Step::Continue) {
             self.ask_whether_it_answers();
+        }
+        if matches!(step, Some(Step::Cure(_) | Step::Reset(_))) {
+            self.fault = None;
         }
         if self.notes.as_ref().is_some_and(|notes| notes.ending == Some(Cause::Asked)) {
             self.timers.asked.get_or_insert_with(Instant::now);
@@ -418,6 +481,7 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
         self.guest = None;
         self.happenings = None;
         self.load = None;
+        self.fault = None;
         self.echo.stop();
         self.ports.guests.lock().remove(&self.uid);
         self.timers.asked = None;

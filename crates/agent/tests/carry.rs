@@ -34,7 +34,13 @@ struct Pair {
 fn carry(host: &Host, epoch: u64, peer: &str) -> Option<Carry> {
     let is_shared = host.disk().parent() != Some(host.folder());
     let disks = if is_shared { vec![] } else { vec![0] };
-    Some(Carry { session: Uuid::from_u128(u128::from(epoch)), peer: name(peer), disks, siblings: vec![] })
+    Some(Carry {
+        session: Uuid::from_u128(u128::from(epoch)),
+        peer: name(peer),
+        disks,
+        straight: false,
+        siblings: vec![],
+    })
 }
 
 fn incoming(host: &Host, epoch: u64, peer: &str) -> VmAssignment {

@@ -64,6 +64,8 @@ impl Server {
             volumes: vec![],
             tunnel: None,
             paces: Vec::new(),
+            probes: Vec::new(),
+            probed: None,
         };
         let server = Arc::new(Self {
             address: listener.local_addr().unwrap(),
@@ -104,6 +106,26 @@ impl Server {
     fn inventories(&self) -> usize {
         let heard = self.heard.lock().unwrap();
         heard.iter().filter(|up| matches!(up, Up::Inventory { complete: true, .. })).count()
+    }
+
+    /// What was last said of a VM.
+    fn last_of(&self, uid: Uuid) -> Option<CopyState> {
+        let heard = self.heard.lock().unwrap();
+        heard.iter().rev().find_map(|up| match up {
+            Up::Vm(seen) if seen.uid == uid => Some(seen.report.clone().map(|report| report.state)),
+            _ => None,
+        })?
+    }
+
+    /// The inventory of a host that let go of its orders.
+    fn held(&self, incarnation: Uuid) -> Option<Vec<sterna_wire::up::VmSeen>> {
+        let heard = self.heard.lock().unwrap();
+        heard.iter().rev().find_map(|up| match up {
+            Up::Inventory { complete: true, vms, held, .. } if *held == Some(incarnation) => {
+                Some(vms.clone())
+            }
+            _ => None,
+        })
     }
 
     /// Every connection breaks.
@@ -276,6 +298,20 @@ async fn an_agent_reports_obeys_and_comes_back() {
     tokio::time::timeout(Duration::from_secs(1), std::future::pending::<()>()).await.unwrap_err();
     server.refuses.store(false, Ordering::Relaxed);
     eventually("running again", || server.state() == Some(CopyState::Running)).await;
+
+    // A server that came back from a backup: what runs goes on, and a start that waits is let go of.
+    let late = world::owns(Uuid::from_u128(8), 1, world::owner_of(world::machine_of(version)));
+    let running = diskless(version, Power::Running);
+    server.order(|assignment| assignment.vms = vec![running.clone(), late]);
+    eventually("a start that waits", || server.last_of(Uuid::from_u128(8)).is_some()).await;
+    let incarnation = Uuid::from_u128(99);
+    server.orders.lock().unwrap().as_ref().unwrap().send(Down::Hold { incarnation }).unwrap();
+    eventually("everything, held", || server.held(incarnation).is_some()).await;
+    let held = server.held(incarnation).unwrap();
+    assert_eq!(held.iter().map(|seen| seen.uid).collect::<Vec<_>>(), [UID], "{held:?}");
+    let state = held[0].report.as_ref().map(|report| &report.state);
+    assert_eq!(state, Some(&CopyState::Running));
+    server.order(|assignment| assignment.vms = vec![running]);
 
     // The agent goes and comes; the guest stays.
     let before = world::qemu_of(folder.path(), UID);

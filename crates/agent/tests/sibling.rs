@@ -39,7 +39,13 @@ fn has_filled_its_memory(host: &Host, vm: Uuid) -> bool {
 }
 
 fn incoming(host: &Host) -> VmAssignment {
-    let carry = Carry { session: Uuid::from_u128(4), peer: name("b"), disks: vec![], siblings: vec![TWIN] };
+    let carry = Carry {
+        session: Uuid::from_u128(4),
+        peer: name("b"),
+        disks: vec![],
+        straight: false,
+        siblings: vec![TWIN],
+    };
     let (listen, machine) = ("127.0.0.1".parse().unwrap(), Box::new(host.machine()));
     let migration = name("m");
     order(
@@ -50,7 +56,13 @@ fn incoming(host: &Host) -> VmAssignment {
 }
 
 fn sends(host: &Host, to: &str) -> VmAssignment {
-    let carry = Carry { session: Uuid::from_u128(4), peer: name("b"), disks: vec![], siblings: vec![] };
+    let carry = Carry {
+        session: Uuid::from_u128(4),
+        peer: name("b"),
+        disks: vec![],
+        straight: false,
+        siblings: vec![],
+    };
     let outgoing = Outgoing {
         migration: name("m"),
         to: to.parse().unwrap(),

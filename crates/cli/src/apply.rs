@@ -94,7 +94,9 @@ async fn one(session: &Session, args: &Apply, document: &Document) -> Result<()>
         Kind::Volume => apply::<Volumes>(session, args, document).await,
         Kind::Vm => apply::<Vms>(session, args, document).await,
         // `document::parse` lets no other kind through.
-        Kind::Migration | Kind::Operation | Kind::Token | Kind::JoinToken => Ok(()),
+        Kind::Migration | Kind::Operation | Kind::Token | Kind::JoinToken | Kind::Store | Kind::Alert => {
+            Ok(())
+        }
     }
 }
 

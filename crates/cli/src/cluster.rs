@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 use sterna_client::cluster::{Cluster, Clusters};
-use sterna_model::cluster::ClusterSpec;
+use sterna_model::cluster::{ClusterSpec, RESERVE_MAX};
 use sterna_model::meta::Name;
 
 use crate::crud::{self, About, Delete};
@@ -33,6 +33,9 @@ pub struct Create {
     /// QEMU's name of a CPU model, instead of the best one that all hosts can run
     #[arg(long, value_name = "MODEL")]
     cpu_model: Option<String>,
+    /// How many hosts may be lost with room left for their VMs [default: 1 where hosts share a pool, else 0]
+    #[arg(long, value_name = "HOSTS", value_parser = clap::value_parser!(u32).range(0..=i64::from(RESERVE_MAX)))]
+    reserve: Option<u32>,
     #[command(flatten)]
     about: About,
 }
@@ -55,8 +58,8 @@ impl Listed for Cluster {
 
 pub async fn run(session: &Session, verb: Verb) -> Result<()> {
     match verb {
-        Verb::Create(Create { name, datacentre, cpu_model, about }) => {
-            let new = about.new_object(name, ClusterSpec { datacentre, cpu_model });
+        Verb::Create(Create { name, datacentre, cpu_model, reserve, about }) => {
+            let new = about.new_object(name, ClusterSpec { datacentre, cpu_model, reserve });
             crud::create::<Clusters, _>(session, &new, Wait::ALWAYS).await
         }
         Verb::List(selector) => crud::list::<Clusters>(session, &selector).await,

@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use sterna_base::units::Bytes;
 use sterna_client::image::{Image, Images};
+use sterna_model::error::Code;
 use sterna_model::image::{Format, ImageReport, ImageSpec};
 use sterna_model::meta::Name;
 
@@ -95,7 +96,18 @@ async fn import(session: &Session, import: Import) -> Result<()> {
         return Err(Failure::usage(format!("{} is no file", file.display()), "check the path after --file"));
     }
     let spec = ImageSpec { source: source.url.unwrap_or_else(|| "upload".to_owned()), sha256 };
-    let mut answer = session.client.images().create(&about.new_object(name.clone(), spec)).await?;
+    let made = session.client.images().create(&about.new_object(name.clone(), spec)).await;
+    let mut answer = match made {
+        // One that lost its content, such as with the server's machine, gets it again.
+        Err(error) if error.is(Code::AlreadyExists) && source.file.is_some() => {
+            let present = session.client.images().get(&name).await?;
+            if !matches!(present.report, None | Some(ImageReport::Waiting)) {
+                return Err(error.into());
+            }
+            Default::default()
+        }
+        made => made?,
+    };
     if let Some(file) = source.file {
         answer = upload(session, &name, &file).await?;
     }

@@ -3,6 +3,8 @@
 //! Holds the whole grammar, also of the verbs that act on this machine ([`machine`]): those are only parsed here and
 //! carried out by the binary, because this crate knows the API and nothing of servers, agents or labs.
 
+/// Facts that need a person.
+mod alert;
 /// Carrying out a declarative file.
 mod apply;
 /// Asking before something is lost.
@@ -23,6 +25,8 @@ mod datacentre;
 mod event;
 /// How a command ends: message, hint, exit code.
 pub mod exit;
+/// What happens to VMs when hosts fail.
+mod ha;
 /// Machines that run VMs.
 mod host;
 /// Sources of boot disks.

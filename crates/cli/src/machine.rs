@@ -13,6 +13,8 @@ use crate::ask::Yes;
 pub enum Machine {
     ServerRun(RunArgs),
     ServerInit(Box<InitArgs>),
+    ServerBackup(BackupArgs),
+    ServerRestore(RestoreArgs),
     Agent(AgentVerb),
     HostCheck(CheckArgs),
     HostLeave(LeaveArgs),
@@ -23,6 +25,33 @@ pub struct RunArgs {
     /// Settings file [default: /etc/sterna/server.toml or /etc/sterna/agent.toml]
     #[arg(long = "settings", visible_alias = "file", short = 'f', value_name = "FILE")]
     pub settings: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct BackupArgs {
+    /// File to write; it must not be there [default: one with the time in its name, among the scheduled ones]
+    #[arg(long, value_name = "FILE")]
+    pub to: Option<PathBuf>,
+    /// The server's settings file [default: /etc/sterna/server.toml]
+    #[arg(long = "settings", short = 'f', value_name = "FILE")]
+    pub settings: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct RestoreArgs {
+    /// The backup
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Put what is in the data directory aside; its images are kept
+    #[arg(long)]
+    pub replace: bool,
+    /// The server's settings file: kept when it is there, else written from the backup
+    /// [default: /etc/sterna/server.toml]
+    #[arg(long = "settings", short = 'f', value_name = "FILE")]
+    pub settings: Option<PathBuf>,
+    /// Where the server keeps its state [default: where the settings say]
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

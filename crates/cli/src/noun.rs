@@ -9,8 +9,8 @@ use crate::machine::{self, Machine};
 use crate::output::Format;
 use crate::session::{Session, Terminal};
 use crate::{
-    apply, audit, cluster, completion, datacentre, event, host, image, migration, network, nic, operation,
-    pool, server, token, vm, volume,
+    alert, apply, audit, cluster, completion, datacentre, event, ha, host, image, migration, network, nic,
+    operation, pool, server, token, vm, volume,
 };
 
 /// Keeps virtual servers running wherever it is best for them to run, and moves them while they run.
@@ -67,6 +67,9 @@ enum Noun {
     /// Hosts with one CPU baseline
     #[command(subcommand)]
     Cluster(cluster::Verb),
+    /// What happens to VMs when hosts fail
+    #[command(subcommand)]
+    Ha(ha::Verb),
     /// Moves of running VMs
     #[command(subcommand)]
     Migration(migration::Verb),
@@ -76,6 +79,9 @@ enum Noun {
     /// What happened, and why
     #[command(subcommand)]
     Event(event::Verb),
+    /// What needs a person
+    #[command(subcommand)]
+    Alert(alert::Verb),
     /// Who did what
     #[command(subcommand)]
     Audit(audit::Verb),
@@ -116,6 +122,8 @@ impl Sterna {
             Noun::Agent(verb) => Task::Machine(Machine::Agent(verb), global),
             Noun::Server(server::Verb::Run(args)) => Task::Machine(Machine::ServerRun(args), global),
             Noun::Server(server::Verb::Init(args)) => Task::Machine(Machine::ServerInit(args), global),
+            Noun::Server(server::Verb::Backup(args)) => Task::Machine(Machine::ServerBackup(args), global),
+            Noun::Server(server::Verb::Restore(args)) => Task::Machine(Machine::ServerRestore(args), global),
             Noun::Host(host::Verb::Check(args)) => Task::Machine(Machine::HostCheck(args), global),
             Noun::Host(host::Verb::Leave(args)) => Task::Machine(Machine::HostLeave(args), global),
             noun => Task::Api(ApiTask(Sterna { global, noun })),
@@ -149,9 +157,11 @@ pub(crate) async fn dispatch(
         Noun::Nic(verb) => nic::run(&session, verb).await,
         Noun::Datacentre(verb) => datacentre::run(&session, verb).await,
         Noun::Cluster(verb) => cluster::run(&session, verb).await,
+        Noun::Ha(verb) => ha::run(&session, verb).await,
         Noun::Migration(verb) => migration::run(&session, verb).await,
         Noun::Operation(verb) => operation::run(&session, verb).await,
         Noun::Event(verb) => event::run(&session, verb).await,
+        Noun::Alert(verb) => alert::run(&session, verb).await,
         Noun::Audit(verb) => audit::run(&session, verb).await,
         Noun::Token(verb) => token::run(&session, verb).await,
         Noun::Server(verb) => server::run(&session, verb).await,

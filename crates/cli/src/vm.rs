@@ -18,6 +18,7 @@ use crate::session::Session;
 use crate::wait::Wait;
 use crate::{Format, console, migration};
 
+mod check;
 mod create;
 mod set;
 

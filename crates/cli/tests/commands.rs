@@ -235,3 +235,75 @@ async fn completions_know_every_noun() {
     }
     assert!(fake.asked().is_empty());
 }
+
+fn recovering() -> serde_json::Value {
+    json!({
+        "version": "0.1.0", "incarnation": "018f2f6e-0000-7000-8000-000000000000", "mode": "recovering",
+        "restored": {"at": "2026-11-29T10:00:00Z", "taken": "2026-11-29T09:00:00Z", "revision": 41},
+        "waits_for": ["b1"], "without": [], "more": 0,
+        "findings": [{"vm": "web", "stored": "to run, on host a1 under epoch 1",
+            "found": "a process on host c1 under epoch 2", "done": "host c1 owns it"}],
+        "unsettled": [{"vm": "db", "why": "host a1 is moving it (db-1), which began after the backup"}],
+        "backup": {},
+    })
+}
+
+#[tokio::test]
+async fn a_recovery_shows_what_differs_and_what_it_waits_for() {
+    let (_dir, fake) = world().await;
+    fake.answer("GET /v1/server", 200, recovering());
+    let ran = sterna(&fake, "server recover").await;
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert_eq!(
+        ran.data,
+        "VM   THE STORE SAID                    FOUND                               DONE\n\
+         web  to run, on host a1 under epoch 1  a process on host c1 under epoch 2  host c1 owns it\n"
+    );
+    for part in ["revision 41", "waits for b1", "--without HOST", "vm db waits: host a1 is moving it"] {
+        assert!(ran.talk.contains(part), "{part}: {}", ran.talk);
+    }
+    assert!(fake.writes().is_empty());
+}
+
+#[tokio::test]
+async fn a_host_is_left_out_only_by_a_person_who_says_so() {
+    let (_dir, fake) = world().await;
+    fake.answer("POST /v1/server/recover", 200, recovering());
+    let refused = sterna(&fake, "server recover --without b1,c1").await;
+    assert!(refused.code != 0 && refused.talk.contains("not confirmed: go on without b1, c1"), "{refused:?}");
+    assert!(fake.writes().is_empty());
+    let ran = sterna(&fake, "server recover --without b1,c1 --yes -o json").await;
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert_eq!(fake.writes()[0].body, json!({"without": ["b1", "c1"]}));
+}
+
+#[tokio::test]
+async fn alerts_are_listed_the_gravest_first_and_what_is_over_only_when_asked_for() {
+    let (_dir, fake) = world().await;
+    let alert = |name: &str, severity: &str, state: &str| {
+        json!({"kind": "alert", "meta": meta(name), "revision": 3, "spec": {},
+            "decision": {"rule": "host-unreachable", "severity": severity, "object": format!("host/{name}"),
+                "text": "no word", "since": "2026-11-29T10:00:00Z"},
+            "status": {"state": state}})
+    };
+    fake.list(
+        "/v1/alerts",
+        json!([
+            alert("a", "warning", "firing"),
+            alert("b", "critical", "acknowledged"),
+            alert("c", "critical", "resolved")
+        ]),
+    );
+    let names = |data: &str| {
+        data.lines()
+            .skip(1)
+            .map(|line| line.split_whitespace().next().unwrap().to_owned())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(names(&sterna(&fake, "alert list").await.data), ["b", "a"]);
+    assert_eq!(names(&sterna(&fake, "alert list --all").await.data), ["b", "c", "a"]);
+    fake.answer("POST /v1/alerts/a/silence", 200, alert("a", "warning", "silenced"));
+    let ran = sterna(&fake, "alert silence a --for 30m").await;
+    assert_eq!((ran.code, ran.talk.as_str()), (0, "alert a: silenced\n"));
+    assert_eq!(fake.writes()[0].body, json!({"for": "30m"}));
+}

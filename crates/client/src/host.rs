@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use sterna_base::clock::Timestamp;
 use sterna_base::units::Bytes;
 use sterna_model::host::{HostReport, HostSpec};
+use sterna_model::loss::Loss;
 use sterna_model::meta::Name;
 
 use crate::Client;
@@ -67,6 +68,11 @@ impl Api<'_, Hosts> {
     /// Moves every VM away, one by one; no new ones arrive.
     pub async fn drain(&self, name: &Name) -> Result<Answer<Host>> {
         self.ask(name, "drain", &json!({})).await
+    }
+
+    /// What a loss of the host would do to its VMs. Changes nothing.
+    pub async fn loss(&self, name: &Name) -> Result<Loss> {
+        self.client.get(&format!("/v1/hosts/{name}/loss"), &[]).await
     }
 
     pub async fn undrain(&self, name: &Name) -> Result<Answer<Host>> {

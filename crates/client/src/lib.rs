@@ -2,6 +2,8 @@
 //!
 //! Never prints, never asks, never reads the command line: that is `cli`. Knows nothing of hosts' machines.
 
+/// Facts that need a person.
+pub mod alert;
 /// Who did what.
 pub mod audit;
 /// Clusters: hosts with one CPU baseline.

@@ -5,9 +5,12 @@ use serde_json::json;
 use sterna_base::units::{Bytes, Span};
 use sterna_model::event::Event;
 use sterna_model::forecast::{Forecast, Past};
+use sterna_model::health::{HealthCheck, OnFault};
 use sterna_model::meta::Name;
 use sterna_model::status::VmStatus;
-use sterna_model::vm::{CloudInit, NicSpec, Place, Power, RestartPolicy, VmDecision, VmReport, VmSpec};
+use sterna_model::vm::{
+    CloudInit, NicSpec, Place, Power, Priority, RestartPolicy, VmDecision, VmReport, VmSpec,
+};
 
 use crate::Client;
 use crate::error::Result;
@@ -58,6 +61,16 @@ pub struct Ask {
     pub shutdown_timeout: Option<Span>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub restart: Option<RestartPolicy>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_panic: Option<OnFault>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_hang: Option<OnFault>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub watchdog: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checks: Option<Vec<HealthCheck>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub priority: Option<Priority>,
 }
 
 /// How the boot volume of a VM with an image is made.

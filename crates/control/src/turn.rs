@@ -58,6 +58,11 @@ impl Mind {
 
     /// Plans a round and commits it, each action by itself, under the lease.
     pub async fn turn(&mut self, lease: &Lease, now: Timestamp) -> Result<Turn, Error> {
+        if sterna_plan::recovery::is_on(&self.view) {
+            // That a recovery is over rests on what is not there, which no transaction can compare: a change that was never
+            // told must not be missed.
+            self.reread().await?;
+        }
         let mut turn = Turn::default();
         for action in sterna_plan::round(&self.view, now) {
             match self.store.commit(txn(&action, lease)).await {

@@ -13,7 +13,14 @@ pub struct ClusterSpec {
     /// A QEMU CPU model that overrides the computed baseline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_model: Option<String>,
+    /// How many hosts may be lost with room left for those of their VMs that can start elsewhere. Absent: one where hosts
+    /// can take each other's VMs, else none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reserve: Option<u32>,
 }
+
+/// No cluster is asked to survive more at once.
+pub const RESERVE_MAX: u32 = 16;
 
 /// What control chose: the CPU and machine version every host of the cluster can run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

@@ -1,15 +1,17 @@
 //! Machines that run VMs.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 use sterna_base::clock::Timestamp;
 use sterna_base::units::Bytes;
 use utoipa::ToSchema;
+use uuid::Uuid;
 
 use crate::cpu::{Accel, CpuReport};
 use crate::meta::Name;
+use crate::probe::LineProbe;
 use crate::tunnel::TunnelSeen;
 
 /// Written when a host joins; people change the cordon and the labels.
@@ -73,11 +75,21 @@ pub struct HostReport {
     /// Absent: the agent is of a version without tunnels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tunnel: Option<TunnelSeen>,
+    /// Where it answers hosts of other datacentres that measure the line to here. Absent: it was not told to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub mover: Option<SocketAddr>,
+    /// What it measured itself of the lines to other datacentres, by datacentre.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub lines: BTreeMap<Name, LineProbe>,
     #[serde(default)]
     pub link: LinkState,
     /// When `link` last changed.
     #[schema(value_type = String, format = DateTime)]
     pub since: Timestamp,
+    /// The incarnation of the store that it has told everything to; set by the gateway.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub told: Option<Uuid>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
@@ -100,6 +112,9 @@ pub enum PoolSeen {
         /// Port on which this host serves an `nbd` pool; only on the pool's own host.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         port: Option<u16>,
+        /// How full it is, in steps, once that matters; absent below.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        used_percent: Option<u8>,
     },
     Failed {
         why: String,

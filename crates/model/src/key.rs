@@ -23,10 +23,12 @@ pub enum Kind {
     Operation,
     Token,
     JoinToken,
+    Store,
+    Alert,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 12] = [
+    pub const ALL: [Kind; 14] = [
         Kind::Datacentre,
         Kind::Cluster,
         Kind::Host,
@@ -39,6 +41,8 @@ impl Kind {
         Kind::Operation,
         Kind::Token,
         Kind::JoinToken,
+        Kind::Store,
+        Kind::Alert,
     ];
 
     #[must_use]
@@ -56,6 +60,8 @@ impl Kind {
             Kind::Operation => "operation",
             Kind::Token => "token",
             Kind::JoinToken => "join-token",
+            Kind::Store => "store",
+            Kind::Alert => "alert",
         }
     }
 

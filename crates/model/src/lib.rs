@@ -4,6 +4,8 @@
 //! Each object has up to three columns in the store, each with one writer ([`key::Column`]):
 //! spec (API), decision (control), report (gateway, from agents). What users see is computed by [`status`].
 
+/// Facts that need a person.
+pub mod alert;
 /// How much of the line between datacentres moves may take, by the time of day.
 pub mod bandwidth;
 /// Clusters: hosts with one CPU baseline.
@@ -18,6 +20,8 @@ pub mod error;
 pub mod event;
 /// What a live migration is expected to take.
 pub mod forecast;
+/// VMs that end, crash or hang: how often they are brought back, and what is told of it.
+pub mod health;
 /// Machines that run VMs.
 pub mod host;
 /// Immutable sources of boot disks.
@@ -26,6 +30,8 @@ pub mod image;
 pub mod key;
 /// The encrypted line from one QEMU to the other.
 pub mod line;
+/// What would become of VMs whose hosts are lost.
+pub mod loss;
 /// Names, labels and what every object carries.
 pub mod meta;
 /// Moving a running VM: the one transition table.
@@ -36,8 +42,12 @@ pub mod network;
 pub mod operation;
 /// Places that hold volumes.
 pub mod pool;
+/// What a host measured of the line to another datacentre.
+pub mod probe;
 /// What users see of a VM, computed from the three columns.
 pub mod status;
+/// The store as an object: its incarnation, its recovery, its backups.
+pub mod store;
 /// Who may talk to the API.
 pub mod token;
 /// The encrypted way between hosts of different datacentres.

@@ -15,6 +15,29 @@ pub struct Line {
     /// Connections for memory beside the first; 0: the first carries everything.
     #[serde(default)]
     pub channels: u8,
+    /// Where the disks go that come along. Absent: none do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disks: Option<DiskLine>,
+}
+
+/// The target's QEMU takes in disks beside memory, at the same address, and encrypted with the same key or as open.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskLine {
+    pub port: u16,
+    /// Part of the exports' names, drawn for this move: a source of another move that calls here by mistake has none of
+    /// them. In clear it keeps out nobody who can read the line.
+    pub word: LineKey,
+    /// Disks whose topmost image is empty there, and what is below it is the same image as at the source.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub blank: Vec<usize>,
+}
+
+impl DiskLine {
+    /// The export of the n-th disk.
+    #[must_use]
+    pub fn export(&self, index: usize) -> String {
+        format!("{}.{index}", self.word.digits())
+    }
 }
 
 /// How a line is to be laid.
@@ -25,8 +48,8 @@ pub struct Laying {
     pub is_encrypted: bool,
 }
 
-/// 32 random bytes as 64 hexadecimal digits. Checked, because it goes into a file that QEMU reads; its digits are in no
-/// log.
+/// 32 random bytes as 64 hexadecimal digits. Checked, because it goes into a file and into names that QEMU reads; its
+/// digits are in no log.
 #[derive(Clone, PartialEq, Eq)]
 pub struct LineKey(String);
 
@@ -92,11 +115,15 @@ mod tests {
 
     #[test]
     fn a_log_has_no_digit_of_a_key() {
-        let line = Line { key: Some(LineKey::new([0xa5; 32])), channels: 2 };
+        let disks = DiskLine { port: 4000, word: LineKey::new([0xa5; 32]), blank: vec![1] };
+        let line = Line { key: Some(LineKey::new([0xa5; 32])), channels: 2, disks: Some(disks) };
         assert!(!format!("{line:?}").contains("a5"), "{line:?}");
-        for line in [Line { key: None, ..line.clone() }, line] {
+        for line in [Line { key: None, ..line.clone() }, Line { disks: None, ..line.clone() }, line] {
             let stored = serde_json::to_string(&line).unwrap();
             assert_eq!(serde_json::from_str::<Line>(&stored).unwrap(), line);
         }
+        let of_an_older_agent = r#"{"channels":2}"#;
+        let line = Line { key: None, channels: 2, disks: None };
+        assert_eq!(serde_json::from_str::<Line>(of_an_older_agent).unwrap(), line);
     }
 }

@@ -201,6 +201,10 @@ pub enum Event {
     DeadlinePassed {
         what: String,
     },
+    /// The store came back from a backup: what it says of this move is too old to go on from.
+    Overtaken {
+        why: String,
+    },
 }
 
 /// Why an event does not fit.
@@ -261,6 +265,8 @@ impl Phase {
                 Err(Refused::PastSwitchover)
             }
             (P::Succeeded | P::Failed { .. } | P::Cancelled, _) => Err(Refused::Ended),
+            // Who owns the VM was found out from the hosts: `plan::recovery`.
+            (_, E::Overtaken { why }) => Ok(P::Failed { why }),
             (phase, event) => Err(Refused::OutOfOrder { phase: Box::new(phase), event: Box::new(event) }),
         }
     }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::health::CheckState;
 use crate::meta::{Meta, Name};
 use crate::vm::{CopyState, Exit, Power, VmDecision, VmReport, VmSpec};
 
@@ -17,6 +18,9 @@ pub struct VmStatus {
     /// Changes of the spec that wait for the next start, in words.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pending: Vec<String>,
+    /// What its checks say together; absent: it has none, or they are not asked now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<CheckState>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
@@ -75,7 +79,20 @@ pub struct Columns<'a> {
 pub fn status(columns: Columns<'_>) -> VmStatus {
     let (state, message) = state(columns);
     let pending = columns.decision.map(|decision| pending(columns.spec, decision)).unwrap_or_default();
-    VmStatus { state, message, pending }
+    let health = if state == VmState::Running { health(columns) } else { None };
+    VmStatus { state, message, pending, health }
+}
+
+/// The worst of its checks.
+fn health(columns: Columns<'_>) -> Option<CheckState> {
+    let owner = &columns.decision?.owner;
+    let report = columns.reports.get(&owner.host).filter(|report| report.epoch == owner.epoch)?;
+    let states = report.health.checks.iter().map(|check| check.state);
+    states.max_by_key(|state| match state {
+        CheckState::Healthy => 0,
+        CheckState::Starting => 1,
+        CheckState::Unhealthy => 2,
+    })
 }
 
 fn state(columns: Columns<'_>) -> (VmState, String) {
@@ -119,14 +136,26 @@ fn of_copy(spec: &VmSpec, decision: &VmDecision, report: &VmReport) -> (VmState,
         CopyState::Starting { step } => (VmState::Starting, format!("{step} on host {host}")),
         CopyState::Incoming => (VmState::Migrating, format!("arriving on host {host}")),
         CopyState::ShuttingDown => (VmState::Stopping, "the guest was asked to shut down".to_owned()),
-        CopyState::Running if wants => (VmState::Running, format!("on host {host}")),
         CopyState::Running | CopyState::Paused { .. } if !wants => {
             (VmState::Stopping, "about to be stopped".to_owned())
         }
-        CopyState::Running => (VmState::Running, format!("on host {host}")),
-        CopyState::Paused { why } => (VmState::Paused, why.clone()),
+        CopyState::Running => (VmState::Running, troubled(format!("on host {host}"), report)),
+        CopyState::Paused { why } => (VmState::Paused, troubled(why.clone(), report)),
         CopyState::Stopped { exit } => of_exit(spec, decision, exit),
     }
+}
+
+/// What a person should know of a copy whose process is well.
+fn troubled(message: String, report: &VmReport) -> String {
+    let health = &report.health;
+    if let Some(why) = &health.quarantine {
+        return format!("{message}; quarantined: {why}; start or reset it to lift that");
+    }
+    let unhealthy = health.checks.iter().filter(|check| check.state == CheckState::Unhealthy);
+    let unhealthy: Vec<_> = unhealthy
+        .map(|check| format!("check {} fails: {}", check.check, check.why.as_deref().unwrap_or("no reason")))
+        .collect();
+    if unhealthy.is_empty() { message } else { format!("{message}; {}", unhealthy.join("; ")) }
 }
 
 fn of_exit(spec: &VmSpec, decision: &VmDecision, exit: &Exit) -> (VmState, String) {
@@ -166,6 +195,9 @@ pub fn pending(spec: &VmSpec, decision: &VmDecision) -> Vec<String> {
     if spec.memory.as_u64().abs_diff(hardware.memory.as_u64()) > 4096 {
         waiting.push(format!("memory {} -> {}", hardware.memory, spec.memory));
     }
+    if spec.watchdog != hardware.watchdog {
+        waiting.push(format!("watchdog {} -> {}", on_off(hardware.watchdog), on_off(spec.watchdog)));
+    }
     if spec.volumes != hardware.volumes {
         waiting.push("volumes changed".to_owned());
     }
@@ -175,4 +207,8 @@ pub fn pending(spec: &VmSpec, decision: &VmDecision) -> Vec<String> {
         waiting.push("nics changed".to_owned());
     }
     if spec.power == Power::Stopped || spec.power == Power::Off { Vec::new() } else { waiting }
+}
+
+fn on_off(is_on: bool) -> &'static str {
+    if is_on { "on" } else { "off" }
 }

@@ -8,6 +8,7 @@ use sterna_base::units::{Bytes, Span};
 use utoipa::ToSchema;
 
 use crate::cpu::Accel;
+use crate::health::{HealthCheck, HealthReport, OnFault};
 use crate::meta::Name;
 use crate::migration::MigrationReport;
 use crate::network::Mac;
@@ -50,6 +51,22 @@ pub struct VmSpec {
     pub shutdown_timeout: Span,
     #[serde(default)]
     pub restart: RestartPolicy,
+    /// What its host does when the guest says that it crashed.
+    #[serde(default)]
+    pub on_panic: OnFault,
+    /// What its host does when the guest does not feed its watchdog, or answered its agent's host before and then neither
+    /// does so nor uses disk or network.
+    #[serde(default)]
+    pub on_hang: OnFault,
+    /// The guest has a watchdog (i6300esb) to feed. A change applies at the next start.
+    #[serde(default)]
+    pub watchdog: bool,
+    /// Whether what the VM is for works; asked by the host that it runs on. At most 8.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checks: Vec<HealthCheck>,
+    /// Who starts first where room is short.
+    #[serde(default, skip_serializing_if = "Priority::is_default")]
+    pub priority: Priority,
 }
 
 /// The limits the API holds a VM to.
@@ -140,6 +157,33 @@ pub enum RestartPolicy {
     Never,
 }
 
+/// Which VMs start first when several wait for room, and after a loss of hosts.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize, ToSchema,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Priority {
+    Low,
+    #[default]
+    Normal,
+    High,
+}
+
+impl Priority {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Priority::Low => "low",
+            Priority::Normal => "normal",
+            Priority::High => "high",
+        }
+    }
+}
+
 /// Who may run the VM: the host, and the number that grows with every new owner and every new start.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 pub struct Owner {
@@ -159,6 +203,9 @@ pub struct VmDecision {
     /// network block devices are made for an epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub opened: Option<u64>,
+    /// A restored store found the copy running under this epoch: it goes on under the owner's, which no order from before has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopts: Option<u64>,
     pub hardware: Hardware,
     /// The `power_request` that led to this start.
     pub power_request: u64,
@@ -184,6 +231,9 @@ pub struct Hardware {
     pub memory: Bytes,
     pub volumes: Vec<Name>,
     pub nics: Vec<Nic>,
+    /// A watchdog device.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub watchdog: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -208,6 +258,9 @@ pub struct VmReport {
     pub reset_request: u64,
     #[schema(value_type = String, format = DateTime)]
     pub since: Timestamp,
+    /// What the host did for it by itself.
+    #[serde(default, skip_serializing_if = "HealthReport::is_empty")]
+    pub health: HealthReport,
 }
 
 /// One copy of a VM on one host.

@@ -47,10 +47,12 @@ pub enum Kind {
     VolumeChunks = 0x21,
     VolumeEpoch = 0x22,
     VolumeBarrier = 0x23,
+    /// Nothing but bytes, to see how fast they go.
+    Probe = 0x30,
 }
 
 impl Kind {
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 15] = [
         Self::Hello,
         Self::Welcome,
         Self::Refused,
@@ -65,6 +67,7 @@ impl Kind {
         Self::VolumeChunks,
         Self::VolumeEpoch,
         Self::VolumeBarrier,
+        Self::Probe,
     ];
 
     fn parse(byte: u8) -> Option<Self> {
@@ -84,7 +87,8 @@ impl Kind {
             | Self::VolumeManifest
             | Self::VolumeChunks
             | Self::VolumeEpoch
-            | Self::VolumeBarrier => Some(Lane::Data),
+            | Self::VolumeBarrier
+            | Self::Probe => Some(Lane::Data),
         }
     }
 }

@@ -14,9 +14,16 @@ pub mod frame;
 pub mod hash;
 /// Connections between the two sides that may break and come back.
 pub mod link;
+/// What a line carries, and how long it is.
+pub mod probe;
 /// The two ends: QEMU's socket on one side, the link on the other, and the commit between them.
 pub mod session;
 /// What a migration stream looks like: a hint, never a condition.
 pub mod stream;
 /// A guest's disks, on their way beside its memory.
 pub mod volume;
+
+/// Mutations for those decoders that only the crate itself sees.
+#[cfg(test)]
+#[path = "../tests/dice/mod.rs"]
+mod dice;

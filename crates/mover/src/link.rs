@@ -16,6 +16,8 @@ pub mod tls;
 
 mod connection;
 mod dial;
+#[cfg(test)]
+mod fuzz;
 mod hello;
 mod line;
 mod pace;

@@ -25,6 +25,8 @@ pub mod source;
 /// Where memory goes to.
 pub mod target;
 
+#[cfg(test)]
+mod fuzz;
 mod message;
 mod return_path;
 

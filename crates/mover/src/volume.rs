@@ -37,6 +37,8 @@ pub mod source;
 pub mod target;
 
 mod chunk;
+#[cfg(test)]
+mod fuzz;
 mod intake;
 mod journal;
 mod message;

@@ -3,11 +3,13 @@
 //! Mutations are seeded: a failure names its seed, and the seed repeats it.
 #![allow(clippy::unwrap_used)]
 
+mod dice;
 #[path = "../../qemu/tests/world/mod.rs"]
 mod machines;
 
 use std::sync::OnceLock;
 
+use dice::{Dice, mutate};
 use machines::{Qemu, folder, machine, qemu};
 use sterna_mover::codec::{Batch, Decoder, Encoder, Settings};
 use sterna_mover::frame::{self, Frame, Kind};
@@ -16,41 +18,6 @@ use sterna_qemu::boot;
 use sterna_qemu::qmp::migration::{Address, Parameters};
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixListener;
-
-/// A small generator, so that a seed means the same on every machine.
-struct Dice(u64);
-
-impl Dice {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        (self.next() % bound.max(1) as u64) as usize
-    }
-}
-
-/// Changes, cuts out, doubles or inserts something in a few places.
-fn mutate(bytes: &mut Vec<u8>, dice: &mut Dice) {
-    for _ in 0..1 + dice.below(4) {
-        let (at, length) = (dice.below(bytes.len()), 1 + dice.below(40));
-        let end = (at + length).min(bytes.len());
-        match dice.below(5) {
-            0 => bytes[at] ^= 1 << dice.below(8),
-            1 => bytes[at..end].fill([0x00, 0x08, 0x7e, 0xff][dice.below(4)]),
-            2 => drop(bytes.drain(at..end)),
-            3 => bytes.extend_from_within(at..end),
-            _ => {
-                let piece = bytes[at..end].to_vec();
-                let to = dice.below(bytes.len());
-                bytes.splice(to..to, piece);
-            }
-        }
-    }
-}
 
 /// Streams of the QEMUs that are installed: whole pages of a guest cut out, so that what is left is mostly structure.
 fn corpus() -> &'static [Vec<u8>] {

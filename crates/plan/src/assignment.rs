@@ -8,15 +8,16 @@ use sterna_model::meta::Name;
 use sterna_model::migration::{MigrationDecision, MigrationSpec, Phase, SideState, Via, VolumeMove};
 use sterna_model::network::NetworkKind as Kind;
 use sterna_model::pool::PoolKind;
-use sterna_model::vm::{CopyState, Power, VmDecision, VmReport};
+use sterna_model::vm::{CopyState, Power, RestartPolicy, VmDecision, VmReport};
 use sterna_model::volume::{Location, VolumeDecision};
 use sterna_wire::assignment::{
-    Assignment, Carry, Disk, Export, Lease, Machine, NetworkAssignment, NetworkKind, Outgoing, Owner,
-    PoolAssignment, Purpose, Role, VmAssignment, VolumeAssignment,
+    Assignment, Carry, Disk, Export, HealthOrder, Lease, Machine, NetworkAssignment, NetworkKind, Outgoing,
+    Owner, PoolAssignment, Purpose, Role, VmAssignment, VolumeAssignment,
 };
 
 use crate::migration;
 use crate::pace;
+use crate::probe;
 use crate::sibling;
 use crate::tunnel;
 use crate::view::{Host, View, Vm};
@@ -33,6 +34,8 @@ pub fn assignment(view: &View, host: &Name) -> Assignment {
         volumes: Vec::new(),
         tunnel: None,
         paces: Vec::new(),
+        probes: Vec::new(),
+        probed: None,
     };
     if let Some(host) = view.host(host) {
         let arriving = view.migrations_on(host.name).filter_map(|(_, spec, _)| view.vm(&spec.vm));
@@ -43,6 +46,8 @@ pub fn assignment(view: &View, host: &Name) -> Assignment {
         assignment.pools = pools(view, &host);
         assignment.volumes = volumes(view, &host);
         assignment.paces = pace::of(view, &host);
+        assignment.probes = probe::of(view, &host);
+        assignment.probed = probe::answers(view, &host);
     }
     assignment
 }
@@ -74,7 +79,7 @@ fn of_vm(view: &View, vm: &Vm<'_>, host: &Host<'_>) -> Option<VmAssignment> {
                 let carry = carry(view, name, moving, &machine);
                 let incoming = Role::Incoming {
                     migration: name.clone(),
-                    carry: carry.map(|carry| Carry { siblings: sibling::of(view, vm, host.name), ..carry }),
+                    carry: carry.map(|carry| with_siblings(view, vm, host.name, carry)),
                     machine: Box::new(machine),
                     listen: host.spec.addresses.for_migration(),
                     channels: (moving.channels > 0).then_some(moving.channels),
@@ -129,8 +134,27 @@ fn owner(view: &View, vm: &Vm<'_>, decision: &VmDecision, migration: Moving<'_>,
         reset_request: vm.spec.reset_request,
         shutdown_timeout: vm.spec.shutdown_timeout,
         continues: decision.continues.clone(),
+        adopts: decision.adopts,
         outgoing,
+        restart_here: may_restart_here(vm, decision, migration).then_some(decision.restarts),
+        health: Some(HealthOrder {
+            on_panic: vm.spec.on_panic,
+            on_hang: vm.spec.on_hang,
+            checks: vm.spec.checks.clone(),
+            power_request: vm.spec.power_request,
+        }),
     }
+}
+
+/// Whether the agent needs to ask nobody when a copy ends unasked. While a move is under way its two sides decide; disks
+/// that are open under an earlier epoch can be opened only under a new one.
+fn may_restart_here(vm: &Vm<'_>, decision: &VmDecision, migration: Moving<'_>) -> bool {
+    let is_moving = migration.is_some_and(|(_, _, moving)| moving.phase != Phase::Pending);
+    vm.is_wanted()
+        && vm.spec.restart != RestartPolicy::Never
+        && vm.spec.power_request <= decision.power_request
+        && decision.opened.is_none()
+        && !is_moving
 }
 
 /// A start was asked for that this decision does not serve, and there is no copy that could serve it: control starts the
@@ -170,15 +194,23 @@ fn arriving(machine: &mut Machine, moves: &[VolumeMove]) {
     }
 }
 
-/// What goes through the mover; `None`: nothing does.
+/// Only the mover looks into memory.
+fn with_siblings(view: &View, vm: &Vm<'_>, host: &Name, carry: Carry) -> Carry {
+    let siblings = if carry.straight { Vec::new() } else { sibling::of(view, vm, host) };
+    Carry { siblings, ..carry }
+}
+
+/// What goes through the mover, or the disks that go straight; `None`: memory alone goes, straight.
 fn carry(view: &View, name: &Name, moving: &MigrationDecision, machine: &Machine) -> Option<Carry> {
     let goes = |disk: &Disk| moving.volumes.iter().any(|moving| moving.volume == disk.volume);
     let disks = machine.disks.iter().enumerate().filter(|(_, disk)| goes(disk)).map(|(index, _)| index);
     let (meta, peer) = (view.migrations.get(name)?.meta()?, moving.target.as_ref()?);
-    (moving.via == Via::Mover).then(|| Carry {
+    let straight = moving.via == Via::Direct;
+    (!straight || !moving.volumes.is_empty()).then(|| Carry {
         session: meta.uid,
         peer: peer.clone(),
         disks: disks.collect(),
+        straight,
         siblings: Vec::new(),
     })
 }

@@ -25,6 +25,11 @@ pub fn baseline<'a>(view: &'a View, host: &Host<'_>) -> Result<&'a Baseline, Str
 /// Why this host may not take a VM with these needs; `None`: it may.
 #[must_use]
 pub fn may_run(view: &View, host: &Host<'_>, needs: &Needs<'_>) -> Option<String> {
+    unfit(view, host, needs).or_else(|| too_small(view, host, needs))
+}
+
+/// The same, however much memory is free.
+pub(crate) fn unfit(view: &View, host: &Host<'_>, needs: &Needs<'_>) -> Option<String> {
     if !host.is_connected() {
         return Some("its agent is silent".to_owned());
     }
@@ -40,7 +45,6 @@ pub fn may_run(view: &View, host: &Host<'_>, needs: &Needs<'_>) -> Option<String
     outside(host, needs.place)
         .or_else(|| needs.volumes.iter().find_map(|volume| unreachable_volume(view, host, volume)))
         .or_else(|| needs.networks().find_map(|network| unreachable_network(view, host, network)))
-        .or_else(|| too_small(view, host, needs))
 }
 
 /// What a VM asks of any host.

@@ -1,12 +1,13 @@
-//! Restarts what stopped without being asked.
+//! Restarts what stopped without being asked, and what its host did not bring back by itself.
 //!
-//! Reads: the owner's report of each VM. Decides: a new epoch, on the same host when that takes VMs.
+//! Reads: the owner's report of each VM. Decides: a new epoch, on the same host when that takes VMs and has not tried
+//! often enough.
+//! Never restarts what an agent restarts in place (`agent/vm/restart`): such a copy has not ended for its host.
 //! Never touches a VM whose owner is silent: silence is no proof that it stopped. Never touches one that a migration is
 //! handing over (`migration`).
 
-use std::time::Duration;
-
 use sterna_base::clock::Timestamp;
+use sterna_model::health::{HEALTHY_AFTER, IN_PLACE_MAX, restart_wait};
 use sterna_model::migration::Phase;
 use sterna_model::vm::{Exit, RestartPolicy, VmDecision, VmSpec};
 
@@ -15,17 +16,6 @@ use crate::check::{self, Needs};
 use crate::placement;
 use crate::start::{self, Reason};
 use crate::view::{OwnerCopy, View, Vm};
-
-/// Waits before the first, second, ... restart in a row. The first is at once: most crashes do not repeat.
-const WAITS: [Duration; 5] = [
-    Duration::ZERO,
-    Duration::from_secs(1),
-    Duration::from_secs(5),
-    Duration::from_secs(30),
-    Duration::from_secs(60),
-];
-/// A copy that ran this long counts as healthy: the next crash starts the waits anew.
-const HEALTHY_AFTER: Duration = Duration::from_secs(600);
 
 #[must_use]
 pub fn plan(view: &View, now: Timestamp) -> Vec<Action> {
@@ -65,13 +55,16 @@ fn restart(view: &View, vm: &Vm<'_>, now: Timestamp) -> Option<Result<Action, St
     // Only this clock is read: a host whose clock is ahead must not keep its VMs waiting.
     let passed = now.since(decision.since);
     let restarts = if passed >= HEALTHY_AFTER { 0 } else { decision.restarts };
-    let wait = WAITS[(restarts as usize).min(WAITS.len() - 1)];
-    if now >= decision.since && passed < wait {
+    if now >= decision.since && passed < restart_wait(restarts) {
         return None;
     }
-    Some(choose(view, vm, may_be_the_host && restarts > 0).and_then(|(host, place)| {
+    // The host has waited between its own tries; they count for whoever tries next.
+    let in_place = vm.owner_report().map_or(0, |row| row.health.recent);
+    let elsewhere = (may_be_the_host && restarts > 0) || in_place >= IN_PLACE_MAX;
+    Some(choose(view, vm, elsewhere).and_then(|(host, place)| {
         let host = view.host(&host).ok_or("the host is gone")?;
-        let reason = Reason { what: "restarted", why: format!("{cause}; {place}"), restarts: restarts + 1 };
+        let restarts = restarts.saturating_add(in_place).saturating_add(1);
+        let reason = Reason { what: "restarted", why: format!("{cause}; {place}"), restarts };
         start::start(view, vm, &host, reason, now)
     }))
 }

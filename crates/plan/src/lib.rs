@@ -4,6 +4,8 @@
 
 /// What a planner wants written, and why.
 pub mod action;
+/// Facts that need a person.
+pub mod alert;
 /// All that is decided about one host, as its agent gets it.
 pub mod assignment;
 /// What fits where: memory of hosts, taken and free.
@@ -30,6 +32,12 @@ pub mod operation;
 mod pace;
 /// Picks a host, and says why.
 pub mod placement;
+/// Who measures the lines between datacentres.
+pub mod probe;
+/// Who has each VM, after the store came back from a backup.
+pub mod recovery;
+/// Room for the VMs of hosts that may be lost.
+pub mod reserve;
 /// All planners in order.
 pub mod round;
 /// How a running VM gets to a host.

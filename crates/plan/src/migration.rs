@@ -121,6 +121,7 @@ impl Move<'_> {
             return None;
         }
         let route = match route(self.view, &vm, &self.view.host(&target.0)?) {
+            Ok(route) if self.spec.seed => route.ahead(),
             Ok(route) => route,
             Err(why) => return self.advance(decision, Event::Refused { why }),
         };
@@ -258,6 +259,7 @@ impl Move<'_> {
             owner,
             continues: Some(self.name.clone()),
             opened,
+            adopts: None,
             since: self.now,
             why: format!("migration {}: {why}", self.name),
             ..before.clone()
@@ -332,12 +334,13 @@ pub fn is_cancelled(spec: &MigrationSpec, decision: &MigrationDecision, vm: &Vm<
     spec.cancel || decision.called_off.is_some() || !vm.is_wanted()
 }
 
-/// Why the target's copy ended, where the source cannot see that: one QEMU notices that the other is gone, the mover waits
-/// for a line to come back.
+/// Why the target's copy ended, where the source may not see that: one QEMU notices that the other is gone while it sends
+/// memory, but the mover waits for a line to come back, and disks that go straight do for half a minute.
 #[must_use]
 pub fn lost_target(vm: &Vm<'_>, decision: &MigrationDecision) -> Option<String> {
     let row = vm.entry.reports.get(decision.target.as_ref()?)?;
-    let is_it = decision.via == Via::Mover && row.epoch == decision.next_epoch;
+    let may_wait = decision.via == Via::Mover || !decision.volumes.is_empty();
+    let is_it = may_wait && row.epoch == decision.next_epoch;
     is_it.then(|| ended(row)).flatten()
 }
 

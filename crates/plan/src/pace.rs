@@ -46,6 +46,12 @@ pub(crate) fn shares(view: &View, (here, there): (&Name, &Name), more: u32) -> V
     leaving.into_iter().chain(arriving).collect()
 }
 
+/// Whether a move is under way over this line, or over another one that begins or ends in the same place.
+pub(crate) fn is_used(view: &View, (here, there): (&Name, &Name)) -> bool {
+    let mut crossing = view.active_migrations().filter_map(|(.., moving)| crosses(view, moving));
+    crossing.any(|(from, to)| [from, to].iter().any(|end| *end == here || *end == there))
+}
+
 /// From the first byte until the target runs.
 fn sends(moving: &MigrationDecision) -> bool {
     moving.via == Via::Mover && matches!(moving.phase, Phase::Copying { .. } | Phase::Resuming { .. })

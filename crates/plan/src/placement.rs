@@ -13,10 +13,14 @@ use crate::action::Action;
 use crate::capacity;
 use crate::check::{self, Needs};
 use crate::ha;
+use crate::reserve;
 use crate::route;
 use crate::start::{self, Reason};
 use crate::view::{Host, OwnerCopy, View, Vm};
 use crate::volume;
+
+/// Hosts, the best first, that are asked whether a start leaves the reserve whole: with less free memory it is no likelier.
+const ASKED_MAX: usize = 4;
 
 /// Field order is the priority; the name is last, so that a tie has one answer.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -44,8 +48,9 @@ struct Way {
 #[must_use]
 pub fn plan(view: &View, now: Timestamp) -> Vec<Action> {
     let mut seen = view.clone();
-    let waiting: Vec<_> =
-        view.vms().filter(|vm| waits_for_start(view, vm)).map(|vm| vm.name.clone()).collect();
+    let mut waiting: Vec<_> = view.vms().filter(|vm| waits_for_start(view, vm)).collect();
+    waiting.sort_by_key(|vm| Reverse(vm.spec.priority));
+    let waiting: Vec<_> = waiting.into_iter().map(|vm| vm.name.clone()).collect();
     let mut actions = Vec::new();
     for name in waiting {
         let Some(vm) = seen.vm(&name) else { continue };
@@ -67,7 +72,11 @@ pub(crate) fn waits_for_start(view: &View, vm: &Vm<'_>) -> bool {
 }
 
 fn place(view: &View, vm: &Vm<'_>, now: Timestamp) -> Result<Action, String> {
-    let (host, why) = choose_start(view, &Needs::of(vm), None)?;
+    let needs = Needs::of(vm);
+    // Only what would be chosen is asked: to look at every loss for every host costs too much.
+    let reserve = |host: &Host<'_>| reserve::refusal(view, vm, host, now);
+    let may_run = |host: &Host<'_>| check::may_run(view, host, &needs);
+    let (host, why) = pick(view, None, may_run, |_| Way::default(), reserve)?;
     let host = view.host(&host).ok_or("the host is gone")?;
     start::start(view, vm, &host, Reason { what: "placed", why, restarts: 0 }, now)
 }
@@ -90,7 +99,7 @@ pub fn choose_move(view: &View, vm: &Vm<'_>, datacentre: Option<&Name>) -> Resul
         }
         check::arrive(view, vm, host)
     };
-    pick(view, Some(from), refusal, |host| way(view, vm, host))
+    pick(view, Some(from), refusal, |host| way(view, vm, host), |_| None)
 }
 
 fn way(view: &View, vm: &Vm<'_>, host: &Host<'_>) -> Way {
@@ -114,13 +123,13 @@ fn last_left(view: &View, vm: &Vm<'_>, host: &Name) -> Option<Timestamp> {
         .max()
 }
 
-/// The host to start a VM on.
+/// The host to start a VM on, whatever room is kept for others.
 pub(crate) fn choose_start(
     view: &View,
     needs: &Needs<'_>,
     not: Option<&Name>,
 ) -> Result<(Name, String), String> {
-    pick(view, not, |host| check::may_run(view, host, needs), |_| Way::default())
+    pick(view, not, |host| check::may_run(view, host, needs), |_| Way::default(), |_| None)
 }
 
 fn pick(
@@ -128,9 +137,11 @@ fn pick(
     not: Option<&Name>,
     refusal: impl Fn(&Host<'_>) -> Option<String>,
     way: impl Fn(&Host<'_>) -> Way,
+    last_refusal: impl Fn(&Host<'_>) -> Option<String>,
 ) -> Result<(Name, String), String> {
     let mut fit: Vec<(Score, Name)> = Vec::new();
     let mut refusals = Vec::new();
+    let mut kept_free = 0;
     for host in view.hosts().filter(|host| Some(host.name) != not) {
         match refusal(&host) {
             None => fit.push((score(view, &host, way(&host)), host.name.clone())),
@@ -138,6 +149,16 @@ fn pick(
         }
     }
     fit.sort();
+    while let Some(host) = fit.first().and_then(|(_, name)| view.host(name))
+        && let Some(why) = last_refusal(&host)
+    {
+        refusals.push(format!("{}: {why}", host.name));
+        fit.remove(0);
+        kept_free += 1;
+        if kept_free == ASKED_MAX {
+            fit.clear();
+        }
+    }
     let Some((score, best)) = fit.first() else {
         let reasons = if refusals.is_empty() { "no host has joined".to_owned() } else { refusals.join("; ") };
         return Err(format!("no host fits ({reasons})"));

@@ -1,4 +1,4 @@
-//! How a running VM gets to a host: which volumes go with it, and who carries its memory.
+//! How a running VM gets to a host: which volumes go with it, and who carries its memory and them.
 //!
 //! Reads: where volumes lie, who reaches them, datacentres, what hosts are. Decides nothing by itself: `migration` asks
 //! when it admits a move, `check` when it tells whether there is a way at all.
@@ -44,13 +44,51 @@ pub fn route(view: &View, vm: &Vm<'_>, host: &Host<'_>) -> Result<Route, String>
     }
     let source = view.host(&decision.owner.host);
     let is_far = source.is_some_and(|source| source.spec.datacentre != host.spec.datacentre);
-    if !is_far && volumes.is_empty() {
+    let held = volumes.iter().find(|moving| volume::has_copy(view, moving));
+    if !is_far && held.is_none() {
         let (channels, in_clear, how) = channels(source.as_ref(), host);
-        let why = format!("memory only, straight from host to host: every volume is in a shared pool; {how}");
+        let why = match &volumes[..] {
+            [] => format!("memory only, straight from host to host: every volume is in a shared pool; {how}"),
+            // What a compression or a comparison would save costs more than the line inside a datacentre.
+            _ => format!("memory and disks straight from host to host: {}; {how}", list(&volumes)),
+        };
         return Ok(Route { via: Via::Direct, channels, in_clear, volumes, why });
     }
-    let why = explain(is_far.then_some(&host.spec.datacentre), &volumes);
-    Ok(Route { via: Via::Mover, channels: 0, in_clear: false, volumes, why })
+    let far = is_far.then(|| format!("the target is in datacentre {}", host.spec.datacentre));
+    let held = held.map(|moving| {
+        format!(
+            "host {} has a former copy of volume {}, and only what differs crosses",
+            host.name, moving.volume
+        )
+    });
+    let why = Vec::from_iter(far.into_iter().chain(held));
+    Ok(by_mover(volumes, why))
+}
+
+impl Route {
+    /// The same for volumes that go ahead of their VM: what is there already is compared, however often that is repeated.
+    #[must_use]
+    pub fn ahead(self) -> Self {
+        if self.via == Via::Mover {
+            return self;
+        }
+        by_mover(self.volumes, vec!["the volumes go ahead of the VM".to_owned()])
+    }
+}
+
+fn by_mover(volumes: Vec<VolumeMove>, mut why: Vec<String>) -> Route {
+    if !volumes.is_empty() {
+        why.push(list(&volumes));
+    }
+    let why = format!("through the mover: {}", why.join(", "));
+    Route { via: Via::Mover, channels: 0, in_clear: false, volumes, why }
+}
+
+fn list(volumes: &[VolumeMove]) -> String {
+    let words = volumes
+        .iter()
+        .map(|it| format!("volume {} goes from pool {} to pool {}", it.volume, it.from.pool, it.to.pool));
+    words.collect::<Vec<_>>().join(", ")
 }
 
 /// To encrypt 400 MB keeps a processor of each host busy for 2 s in QEMU, and to copy them for a third of one: a line is
@@ -86,16 +124,6 @@ fn channels(source: Option<&Host<'_>>, target: &Host<'_>) -> (u8, bool, String) 
 fn has_sound_channels(report: &HostReport) -> bool {
     let major = report.qemu_version.split('.').next().and_then(|major| major.parse().ok());
     major.is_some_and(|major: u32| major >= CHANNELS_SINCE)
-}
-
-fn explain(far: Option<&Name>, volumes: &[VolumeMove]) -> String {
-    let mut why = Vec::from_iter(far.map(|datacentre| format!("the target is in datacentre {datacentre}")));
-    why.extend(
-        volumes
-            .iter()
-            .map(|it| format!("volume {} goes from pool {} to pool {}", it.volume, it.from.pool, it.to.pool)),
-    );
-    format!("through the mover: {}", why.join(", "))
 }
 
 /// `None`: the host opens the volume where it is.

@@ -39,6 +39,7 @@ pub fn start(
         owner: Owner { host: host.name.clone(), epoch: vm.next_epoch() },
         continues: None,
         opened: None,
+        adopts: None,
         hardware,
         power_request: vm.spec.power_request,
         restarts: reason.restarts,
@@ -66,7 +67,7 @@ pub fn start(
     Ok(action)
 }
 
-fn hardware(view: &View, vm: &Vm<'_>, host: &Host<'_>) -> Result<Hardware, String> {
+pub(crate) fn hardware(view: &View, vm: &Vm<'_>, host: &Host<'_>) -> Result<Hardware, String> {
     let baseline = check::baseline(view, host)?;
     let mut nics = Vec::new();
     for (index, asked) in vm.spec.nics.iter().enumerate() {
@@ -80,6 +81,7 @@ fn hardware(view: &View, vm: &Vm<'_>, host: &Host<'_>) -> Result<Hardware, Strin
         memory: safe_memory(view, host, vm.spec.memory, baseline.accel),
         volumes: vm.spec.volumes.clone(),
         nics,
+        watchdog: vm.spec.watchdog,
     })
 }
 

@@ -8,7 +8,7 @@ use sterna_model::status::{Columns, VmState, VmStatus, status};
 use sterna_model::vm::VmReport;
 
 use crate::view::{Host, OwnerCopy, View, Vm};
-use crate::{cleanup, ha, placement};
+use crate::{cleanup, ha, placement, recovery};
 
 /// The status of a VM; `None` when there is no such VM or a part of it cannot be read.
 #[must_use]
@@ -51,6 +51,11 @@ fn hindrance(
     unplaced: Option<String>,
     now: Timestamp,
 ) -> Option<String> {
+    let waits =
+        matches!(status.state, VmState::Placing | VmState::Failed | VmState::Starting | VmState::Deleting);
+    if waits && recovery::is_on(view) {
+        return Some("waits: the store came back from a backup; see `sterna server recover`".to_owned());
+    }
     match status.state {
         VmState::Placing => unplaced,
         VmState::Failed => {

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
+use sterna_model::alert::{AlertDecision, AlertReport, AlertSpec};
 use sterna_model::cluster::{ClusterDecision, ClusterSpec};
 use sterna_model::datacentre::DatacentreSpec;
 use sterna_model::host::{HostReport, HostSpec};
@@ -21,6 +22,7 @@ use sterna_model::migration::{MigrationDecision, MigrationSpec, Phase};
 use sterna_model::network::{NetworkDecision, NetworkSpec};
 use sterna_model::operation::{OperationDecision, OperationSpec};
 use sterna_model::pool::PoolSpec;
+use sterna_model::store::{StoreDecision, StoreReport, StoreSpec};
 use sterna_model::token::{JoinTokenSpec, TokenSpec};
 use sterna_model::vm::{VmDecision, VmReport, VmSpec};
 use sterna_model::volume::{VolumeDecision, VolumeReport, VolumeSpec};
@@ -109,6 +111,7 @@ impl<S, D, R> Entry<S, D, R> {
 pub type VmEntry = Entry<VmSpec, VmDecision, VmReport>;
 pub type HostEntry = Entry<HostSpec, (), HostReport>;
 pub type VolumeEntry = Entry<VolumeSpec, VolumeDecision, VolumeReport>;
+pub type AlertEntry = Entry<AlertSpec, AlertDecision, AlertReport>;
 pub type MigrationEntry = Entry<MigrationSpec, MigrationDecision, ()>;
 
 #[derive(Debug, Clone, Default)]
@@ -127,6 +130,9 @@ pub struct View {
     pub operations: Table<OperationSpec, OperationDecision, ()>,
     pub tokens: Table<TokenSpec, (), ()>,
     pub join_tokens: Table<JoinTokenSpec, (), ()>,
+    /// One object, `store::MAIN`.
+    pub stores: Table<StoreSpec, StoreDecision, StoreReport>,
+    pub alerts: Table<AlertSpec, AlertDecision, AlertReport>,
     /// Key -> what is wrong with its value.
     pub broken: BTreeMap<String, String>,
     /// How many rows of an object are broken.
@@ -184,6 +190,14 @@ macro_rules! with_table {
             }
             Kind::JoinToken => {
                 let $table = &mut $view.join_tokens;
+                $run
+            }
+            Kind::Store => {
+                let $table = &mut $view.stores;
+                $run
+            }
+            Kind::Alert => {
+                let $table = &mut $view.alerts;
                 $run
             }
         }
@@ -269,6 +283,8 @@ impl View {
             Kind::Operation => look!(self.operations),
             Kind::Token => look!(self.tokens),
             Kind::JoinToken => look!(self.join_tokens),
+            Kind::Store => look!(self.stores),
+            Kind::Alert => look!(self.alerts),
         }
     }
 

@@ -7,10 +7,10 @@ use sterna_model::key::{Key, Kind};
 use sterna_model::meta::Name;
 use sterna_model::migration::SideState;
 use sterna_model::network::{NetworkKind as Kinds, NetworkSpec};
-use sterna_model::vm::{CopyState, Exit, Power};
+use sterna_model::vm::{CopyState, Exit, Power, RestartPolicy};
 use sterna_plan::assignment::assignment;
 use sterna_wire::assignment::{Assignment, NetworkKind, Purpose, Role};
-use world::{World, name};
+use world::{World, name, scene};
 
 fn told(world: &World, host: &str) -> Assignment {
     assignment(&world.view, &name(host))
@@ -209,4 +209,35 @@ fn a_stranger_with_a_process_is_released_under_its_own_epoch() {
     assert_eq!(vms.iter().map(|vm| (vm.epoch, &vm.role)).collect::<Vec<_>>(), [(1, &Role::Release)]);
     world.report("web", "a3", 1, CopyState::Stopped { exit: Exit::Released });
     assert!(told(&world, "a3").vms.is_empty());
+}
+
+/// Whether the host may start a copy of `web` that ends unasked again, without asking.
+fn restarts_here(world: &World, host: &str) -> Option<u32> {
+    match role(world, host) {
+        Some(Role::Owner(owner)) => owner.restart_here,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_host_may_restart_what_crashes_unless_something_newer_decides() {
+    let mut world = scene::running();
+    assert_eq!(restarts_here(&world, "a1"), Some(0));
+    world.change_vm("web", |object| object.spec.restart = RestartPolicy::Never);
+    assert_eq!(restarts_here(&world, "a1"), None);
+    world.change_vm("web", |object| object.spec.restart = RestartPolicy::OnFailure);
+    world.change_vm("web", |object| object.spec.power_request += 1);
+    assert_eq!(restarts_here(&world, "a1"), None, "a later start was asked for");
+    for power in [Power::Stopped, Power::Off] {
+        let mut world = scene::running();
+        world.change_vm("web", |object| object.spec.power = power);
+        assert_eq!(restarts_here(&world, "a1"), None, "{power:?}");
+    }
+    assert_eq!(restarts_here(&scene::preparing(), "a1"), None);
+    assert_eq!(restarts_here(&scene::copying(), "a1"), None);
+    assert_eq!(restarts_here(&scene::resuming(), "a2"), None);
+    let mut world = scene::running();
+    world.report("web", "a1", 1, scene::crash());
+    world.settle();
+    assert_eq!((world.owner("web").1, restarts_here(&world, "a1")), (2, Some(1)), "it counts on");
 }

@@ -6,6 +6,7 @@ mod world;
 
 use sterna_base::units::{Bytes, Span};
 use sterna_model::key::Kind;
+use sterna_model::line::{DiskLine, Line, LineKey};
 use sterna_model::meta::Name;
 use sterna_model::migration::{Outcome, Phase, SideState, Via};
 use sterna_model::pool::{PoolKind, PoolSpec};
@@ -82,18 +83,17 @@ fn a_volume_arrives_where_the_target_opens_it_and_stays_the_owners_until_the_han
     assert_eq!(purposes(&world, "a2"), [(name("local"), Purpose::Arrive)]);
     let Some(Role::Incoming { carry: Some(carry), machine, .. }) = role(&world, "a2") else { panic!() };
     let session = world.view.migrations[&name("m")].meta().unwrap().uid;
-    assert_eq!(carry, Carry { session, peer: name("a2"), disks: vec![0], siblings: vec![] });
+    let expected = Carry { session, peer: name("a2"), disks: vec![0], straight: true, siblings: vec![] };
+    assert_eq!(carry, expected);
     assert_eq!(machine.disks[0].pool, name("local"));
     let world = copying();
     let Some(Role::Owner(owner)) = role(&world, "a1") else { panic!() };
     assert_eq!(owner.outgoing.unwrap().carry, Some(carry).map(|carry| Carry { session, ..carry }));
     let decision = world.view.migrations[&name("m")].decision.as_ref().unwrap();
-    assert_eq!(decision.via, Via::Mover);
-    assert!(
-        decision.method.contains("volume web-boot goes from pool local to pool local"),
-        "{}",
-        decision.method
-    );
+    assert_eq!(decision.via, Via::Direct);
+    let why = "memory and disks straight from host to host: volume web-boot goes from pool local to pool local; \
+               encrypted by QEMU over 2 connections";
+    assert!(decision.method.starts_with(why), "{}", decision.method);
 }
 
 #[test]
@@ -164,7 +164,8 @@ fn a_preseed_leaves_the_guest_and_puts_the_copies_where_the_move_will_find_them(
     world.report_side("web", "a2", 2, CopyState::Incoming, listening);
     world.settle();
     let Some(Role::Owner(owner)) = role(&world, "a1") else { panic!("a1 owns it") };
-    assert!(owner.outgoing.is_some_and(|outgoing| outgoing.seed));
+    assert!(owner.outgoing.is_some_and(|outgoing| outgoing.seed && outgoing.is_carried()));
+    assert_eq!(way(&world, "m").0, Via::Mover, "what is there already is compared, also by the next one");
     let seeded = Some(("m", SideState::Seeded { outcome: Outcome::default() }));
     world.report_side("web", "a1", 1, CopyState::Running, seeded);
     world.settle();
@@ -181,6 +182,60 @@ fn a_preseed_leaves_the_guest_and_puts_the_copies_where_the_move_will_find_them(
     world.migrate("m2", "web", Some("a2"));
     world.settle();
     assert_eq!(purposes(&world, "a2"), [(name("local"), Purpose::Arrive)]);
+    let (via, method) = way(&world, "m2");
+    assert_eq!(via, Via::Mover);
+    assert!(method.contains("host a2 has a former copy of volume web-boot"), "{method}");
+}
+
+fn way(world: &World, migration: &str) -> (Via, String) {
+    let decision = world.view.migrations[&name(migration)].decision.as_ref().unwrap();
+    (decision.via, decision.method.clone())
+}
+
+#[test]
+fn disks_go_straight_but_to_another_datacentre_or_where_a_former_copy_lies() {
+    let mut world = running();
+    world.add_host("a3", Bytes::gib(4));
+    world.spec(Kind::Datacentre, "far", sterna_model::datacentre::DatacentreSpec::default());
+    world.add_host("b1", Bytes::gib(4));
+    world.change_host("b1", |spec| spec.datacentre = name("far"));
+    let held = VolumeDecision { former: vec![at("local", "a3")], ..volume(&world) };
+    world.put(sterna_model::key::Key::decision(Kind::Volume, &name("web-boot")), &held);
+    let ways = [
+        ("a2", Via::Direct, "memory and disks straight from host to host"),
+        (
+            "a3",
+            Via::Mover,
+            "through the mover: host a3 has a former copy of volume web-boot, and only what differs",
+        ),
+        ("b1", Via::Mover, "through the mover: the target is in datacentre far, volume web-boot goes"),
+    ];
+    for (host, via, why) in ways {
+        let (vm, host) = (world.view.vm(&name("web")).unwrap(), name(host));
+        let route = sterna_plan::route::route(&world.view, &vm, &world.view.host(&host).unwrap()).unwrap();
+        assert_eq!(route.via, via, "{host}: {}", route.why);
+        assert!(route.why.starts_with(why), "{host}: {}", route.why);
+        let ahead = route.ahead();
+        assert_eq!((ahead.via, ahead.channels), (Via::Mover, 0), "{host}: {}", ahead.why);
+    }
+}
+
+#[test]
+fn the_source_is_told_where_the_target_takes_its_disks_in_and_memory_alone_is_no_such_move() {
+    let mut world = preparing();
+    let disks = DiskLine { port: 4001, word: LineKey::new([7; 32]), blank: vec![0] };
+    let line = Some(Line { key: None, channels: 2, disks: Some(disks) });
+    let listening = SideState::Listening { at: "10.0.0.12:4000".into(), line: line.clone() };
+    world.report_side("web", "a2", 2, CopyState::Incoming, Some(("m", listening)));
+    world.settle();
+    let Some(Role::Owner(owner)) = role(&world, "a1") else { panic!("a1 owns it") };
+    let outgoing = owner.outgoing.unwrap();
+    let there = line.as_ref().and_then(|line| line.disks.as_ref()).unwrap();
+    assert_eq!(outgoing.straight_disks(), Some((&[0][..], there)));
+    assert!(!outgoing.is_carried());
+    // The target's agent is an older one, which has the mover listen.
+    let outgoing = sterna_wire::assignment::Outgoing { line: None, ..outgoing };
+    assert!(outgoing.is_carried() && outgoing.straight_disks().is_none());
 }
 
 #[test]
@@ -279,7 +334,7 @@ fn a_volume_of_a_served_pool_is_open_to_each_side_where_that_side_uses_it() {
     assert!(exports(&world).is_empty(), "what it had there is open to nobody");
 }
 
-/// The mover waits for a line to come back, and cannot know that nobody is there any more.
+/// Who waits for a line to come back cannot know that nobody is there any more.
 #[test]
 fn a_source_is_told_to_stop_when_its_target_has_ended() {
     let mut world = copying();

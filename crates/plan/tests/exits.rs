@@ -5,6 +5,7 @@ mod world;
 use std::time::Duration;
 
 use sterna_base::units::Bytes;
+use sterna_model::health::HealthReport;
 use sterna_model::key::{Key, Kind};
 use sterna_model::vm::{Exit, RestartPolicy};
 use sterna_plan::{capacity, round};
@@ -67,6 +68,20 @@ fn a_host_that_fails_to_start_a_vm_is_left_for_another() {
     world.now = world.now + Duration::from_secs(1);
     world.settle();
     assert_eq!(world.owner("web"), ("a2".into(), 3));
+}
+
+#[test]
+fn what_its_host_restarted_often_enough_starts_elsewhere_at_once_and_counts_on() {
+    let mut world = running();
+    let health = HealthReport { restarts: 3, recent: 3, ..HealthReport::default() };
+    world.report("web", "a1", 1, crash());
+    let mut report = (*world.view.vms[&name("web")].reports[&name("a1")].value).clone();
+    report.health = health;
+    world.put(Key::report_of(Kind::Vm, &name("web"), &name("a1")), &report);
+    world.settle();
+    assert_eq!(world.owner("web"), ("a2".into(), 2));
+    let decision = world.view.vm(&name("web")).unwrap().decision().unwrap();
+    assert_eq!(decision.restarts, 4, "its own, and those of the host");
 }
 
 #[test]

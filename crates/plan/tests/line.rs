@@ -73,7 +73,7 @@ fn the_source_is_told_the_line_that_the_target_laid() {
     else {
         panic!("{:?}", role(&world, "a2"))
     };
-    let line = Some(Line { key: Some(LineKey::new([7; 32])), channels: 2 });
+    let line = Some(Line { key: Some(LineKey::new([7; 32])), channels: 2, disks: None });
     let listening = SideState::Listening { at: "10.0.0.12:4000".into(), line: line.clone() };
     world.report_side("web", "a2", 2, CopyState::Incoming, Some(("m", listening)));
     world.settle();

@@ -3,6 +3,7 @@
 mod world;
 
 use sterna_base::units::Bytes;
+use sterna_model::health::HealthReport;
 use sterna_model::host::LinkState;
 use sterna_model::image::ImageReport;
 use sterna_model::key::{Key, Kind};
@@ -111,8 +112,14 @@ fn a_reset_is_done_when_the_host_counted_it() {
     assert_eq!(state(&world, goal()), ".. waits for the host");
     world.report("web", "a1", 1, CopyState::Running);
     assert_eq!(state(&world, goal()), ".. waits for the host");
-    let report =
-        VmReport { epoch: 1, state: CopyState::Running, migration: None, reset_request: 1, since: world.now };
+    let report = VmReport {
+        epoch: 1,
+        state: CopyState::Running,
+        migration: None,
+        reset_request: 1,
+        since: world.now,
+        health: HealthReport::default(),
+    };
     world.put(Key::report_of(Kind::Vm, &name("web"), &name("a1")), &report);
     assert_eq!(state(&world, goal()), "ok the guest was reset");
     world.report("web", "a1", 1, CopyState::Stopped { exit: Exit::GuestShutdown });

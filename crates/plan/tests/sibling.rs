@@ -8,12 +8,13 @@ use sterna_base::units::Bytes;
 use sterna_model::key::{Key, Kind};
 use sterna_model::migration::{Phase, SideState};
 use sterna_model::vm::CopyState;
+use sterna_model::volume::{Location, VolumeDecision};
 use sterna_plan::assignment::assignment;
 use sterna_wire::assignment::{Carry, Role};
 use uuid::Uuid;
 use world::{World, name};
 
-/// `web` (512 MiB) runs on a1 from that host's own disk, and these run on a2.
+/// `web` (512 MiB) runs on a1 from that host's own disk, of which a2 has a former copy; these run on a2.
 fn beside(others: &[(&str, u64)]) -> World {
     let mut world = World::new().host("a1", Bytes::gib(8)).host("a2", Bytes::gib(16));
     for (vm, host, mib) in
@@ -26,6 +27,10 @@ fn beside(others: &[(&str, u64)]) -> World {
     for vm in world.view.vms.keys().cloned().collect::<Vec<_>>() {
         world.change_vm(vm.as_str(), |object| object.spec.place.host = None);
     }
+    let disk = name("web-boot");
+    let decision = (*world.view.volumes[&disk].decision.as_ref().unwrap().value).clone();
+    let former = vec![Location { pool: name("local"), host: name("a2") }];
+    world.put(Key::decision(Kind::Volume, &disk), &VolumeDecision { former, ..decision });
     world
 }
 

@@ -57,7 +57,10 @@ fn a_volume_waits_while_no_host_can_make_it() {
     world.settle();
     assert!(world.view.volumes[&name("near")].decision.is_none());
     world.report_host("a2", |report| {
-        report.pools.insert(name("local"), PoolSeen::Ready { capacity: Bytes::gib(1), port: None });
+        report.pools.insert(
+            name("local"),
+            PoolSeen::Ready { capacity: Bytes::gib(1), port: None, used_percent: None },
+        );
     });
     world.settle();
     assert_eq!(decision(&world, "near").host, name("a2"));
@@ -206,7 +209,7 @@ fn a_cluster_runs_what_all_its_hosts_run() {
     });
     world.settle();
     assert_eq!(baseline(&world), ("qemu64".into(), "pc-q35-7.2".into(), 2));
-    let spec = ClusterSpec { datacentre: name("dc"), cpu_model: Some("Haswell".into()) };
+    let spec = ClusterSpec { datacentre: name("dc"), cpu_model: Some("Haswell".into()), reserve: None };
     world.spec(Kind::Cluster, "dc", spec);
     world.settle();
     assert_eq!(baseline(&world).0, "Haswell", "a person's word goes first");

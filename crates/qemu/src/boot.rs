@@ -104,6 +104,33 @@ pub fn panicker() -> Sector {
     code.sector()
 }
 
+/// Where QEMU puts the watchdog that [`unfed`] starts: device 1d of bus 0, as a PCI configuration address.
+const WATCHDOG_AT: u32 = 0x8000_e800;
+
+/// Prints `.` on the serial port, starts an i6300esb that bites after half a second, and sleeps for ever without feeding
+/// it. Registers as in Intel's 6300ESB I/O Controller Hub datasheet, chapter 15.
+pub fn unfed() -> Sector {
+    const TICKS: u32 = 0x100; // About a millisecond each, in each of two stages.
+    let mut code = Code::new();
+    let tables = go_flat(&mut code);
+    code.put(&[0xb0, b'.', 0x66, 0xba]).put16(0x3f8).put(&[0xee]); // print
+    code.put(&[0xb8]).put32(WATCHDOG_AT | 0x10); // mov eax,(its base address register)
+    code.put(&[0xba]).put32(0xcf8).put(&[0xef, 0xb2, 0xfc, 0xed]); // mov edx,cf8; out dx,eax; mov dl,fc; in eax,dx
+    code.put(&[0x24, 0xf0, 0x89, 0xc7]); // and al,f0; mov edi,eax
+    for (register, opcode) in [(None, &[0xc7, 0x07][..]), (Some(4), &[0xc7, 0x47])] {
+        for key in [0x80_u32, 0x86] {
+            code.put(&[0xc7, 0x47, 0x0c]).put32(key); // mov dword [edi+c],key: unlocks the next write
+        }
+        code.put(opcode).put(register.as_slice()).put32(TICKS); // mov dword [edi+register],ticks
+    }
+    code.put(&[0xb8]).put32(WATCHDOG_AT | 0x68); // mov eax,(its lock register)
+    code.put(&[0xb2, 0xf8, 0xef, 0xb0, 0x02, 0xb2, 0xfc, 0xee]); // mov dl,f8; out; mov al,enable; mov dl,fc; out
+    let end = code.here();
+    code.put(&[0xf4]).jump_back(0xeb, end); // hlt; jmp
+    tables.put(&mut code);
+    code.sector()
+}
+
 /// How fast [`writer`] goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pace {
@@ -275,6 +302,7 @@ mod tests {
             hlt(),
             exits(),
             panicker(),
+            unfed(),
             writer(Pace::Flat),
             writer(Pace::Ticks),
             dirtier(1000, 100),

@@ -113,6 +113,9 @@ pub struct Config {
     /// The guest agent's channel.
     #[serde(default)]
     pub guest_agent: Option<PathBuf>,
+    /// A watchdog (i6300esb) that the guest feeds or not. Its end is an event, and nothing else happens.
+    #[serde(default)]
+    pub watchdog: bool,
     /// Start with the processors stopped; needed wherever ownership is settled before the guest runs.
     #[serde(default)]
     pub paused: bool,

@@ -8,6 +8,8 @@
 pub mod boot;
 /// What one QEMU process is made of -> its command line.
 pub mod config;
+/// The guest agent: a sign of life, and programs run in the guest.
+pub mod guest_agent;
 /// Looks at images from strangers without letting QEMU open them.
 pub mod image;
 /// Makes and changes image files with qemu-img.

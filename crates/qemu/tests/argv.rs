@@ -29,6 +29,7 @@ fn smallest() -> Config {
         serial: None,
         vnc: None,
         guest_agent: None,
+        watchdog: false,
         paused: false,
         incoming: false,
     }

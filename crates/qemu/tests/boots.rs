@@ -99,6 +99,53 @@ async fn every_device_works_for_an_unprivileged_user() {
 }
 
 #[tokio::test]
+async fn a_watchdog_that_is_not_fed_is_told_and_does_nothing_by_itself() {
+    for binary in both() {
+        let folder = folder();
+        let disk = folder.path().join("root.img");
+        boot::write_disk(&disk, &boot::unfed(), 1 << 20).unwrap();
+        let config =
+            Config { watchdog: true, paused: true, ..machine(&binary, folder.path(), "unfed", &disk) };
+        let vm = Qemu::start(&binary, &config).await.unwrap();
+        let mut events = vm.qmp.events();
+        vm.qmp.cont().await.unwrap();
+        let mut bit = false;
+        while !bit {
+            let Some(Heard::Event(event)) = events.next().await else {
+                panic!("{}: no event", binary.version)
+            };
+            bit = matches!(&event.event, Event::Watchdog { action } if action == "none");
+        }
+        assert_eq!(vm.qmp.query_status().await.unwrap().status, RunStatus::Running);
+        // A reset starts the guest again, and with it what it asked of its watchdog.
+        vm.qmp.system_reset().await.unwrap();
+        eventually("it runs again", || async {
+            std::fs::read(&vm.log).unwrap().iter().filter(|byte| **byte == b'.').count() >= 2
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn a_reset_lets_a_crashed_guest_run_again() {
+    for binary in both() {
+        let folder = folder();
+        let disk = folder.path().join("root.img");
+        boot::write_disk(&disk, &boot::panicker(), 1 << 20).unwrap();
+        let vm = Qemu::start(&binary, &machine(&binary, folder.path(), "panics", &disk)).await.unwrap();
+        let panicked = || async { vm.qmp.query_status().await.unwrap().status == RunStatus::GuestPanicked };
+        eventually("it crashed", panicked).await;
+        vm.qmp.system_reset().await.unwrap();
+        eventually("it was reset, and stands still", || async {
+            vm.qmp.query_status().await.unwrap().status == RunStatus::Prelaunch
+        })
+        .await;
+        vm.qmp.cont().await.unwrap();
+        eventually("it crashed again", panicked).await;
+    }
+}
+
+#[tokio::test]
 async fn a_disk_is_plugged_in_and_out() {
     for binary in both() {
         let folder = folder();

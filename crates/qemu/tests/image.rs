@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use sterna_qemu::config::Format;
-use sterna_qemu::image::{self, Kind, Refused, inspect, open};
+use sterna_qemu::image::{self, Header, Kind, Refused, inspect, open};
 
 const LIMIT: u64 = 1 << 40;
 
@@ -53,6 +53,17 @@ fn an_upright_image_passes() {
     assert_eq!((found.format, found.kind, found.virtual_size), (Format::Qcow2, Kind::Qcow2, 1 << 30));
     let found = inspect(vec![0; 1000].as_slice(), LIMIT).unwrap();
     assert_eq!((found.format, found.kind, found.virtual_size), (Format::Raw, Kind::Raw, 1024));
+}
+
+#[test]
+fn an_overlay_into_which_nothing_was_written_is_blank() {
+    let is_blank = |bytes: &[u8]| Header::read(bytes).unwrap().is_blank(bytes);
+    let mut bytes = qcow2();
+    assert!(is_blank(&bytes).unwrap());
+    put64(&mut bytes, (3 << 16) + 8, (1 << 63) | (4 << 16));
+    assert!(!is_blank(&bytes).unwrap());
+    bytes.truncate((3 << 16) + 8);
+    assert!(matches!(is_blank(&bytes), Err(Refused::Malformed { .. })));
 }
 
 #[test]

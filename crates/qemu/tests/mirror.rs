@@ -248,7 +248,7 @@ async fn what_qemu_refuses_leaves_nothing() {
         let before = node_count(&pair).await;
         let long = NbdNode { node: "n".repeat(32), ..pair.there() };
         let absent = NbdNode { export: "other".into(), ..pair.there() };
-        let nobody = NbdNode { socket: pair.folder.path().join("none"), ..pair.there() };
+        let nobody = NbdNode { at: pair.folder.path().join("none").as_path().into(), ..pair.there() };
         for node in [long, absent, nobody] {
             let added = pair.source.qmp.add_nbd_node(&node).await;
             assert!(matches!(added, Err(Error::Refused { .. })), "{}: {node:?}: {added:?}", binary.version);

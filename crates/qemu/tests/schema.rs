@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use sterna_qemu::config::{Config, Disk, Format, Nic, Place, Source};
-use sterna_qemu::qmp::export::{NbdExport, Removal};
+use sterna_qemu::qmp::export::{NbdAddress, NbdExport, Removal};
 use sterna_qemu::qmp::migration::{Address, Announcement, Capability, Parameters};
 use sterna_qemu::qmp::mirror::{CopyMode, Depth, Mirror, NbdNode, OnError};
 use sterna_qemu::qmp::tls::Endpoint;
@@ -140,18 +140,24 @@ async fn everything(schema: &Schema, binary_machine: &str) -> Sent {
 
 /// The part of [`everything`] about disks that are copied.
 async fn copying(qmp: &Client, schema: &Schema) {
+    let at = "127.0.0.1:1".parse().unwrap();
+    let far = NbdAddress::Tcp { at, tls_creds: Some("c".into()) };
     let node = NbdNode {
         node: "t".into(),
-        socket: "/s".into(),
+        at: Path::new("/s").into(),
         export: "e".into(),
         reconnect_delay: Duration::ZERO,
+        open_timeout: Duration::ZERO,
     };
+    let _ = qmp.add_nbd_node(&NbdNode { at: far.clone(), ..node.clone() }).await;
     let export = NbdExport { id: "x".into(), node: "n".into(), name: "e".into(), is_writable: true };
     let _ = (qmp.add_nbd_node(&node).await, qmp.mirror(&mirror()).await, qmp.query_block_jobs().await);
     let _ = qmp.make_write_blocking(schema, "m").await;
     let _ = (qmp.finish_mirror("m").await, qmp.abort_mirror("m").await);
+    let _ = qmp.yank_node("t").await;
     let _ = (qmp.finalize_job("m").await, qmp.dismiss_job("m").await);
-    let _ = (qmp.nbd_server_start(Path::new("/s")).await, qmp.nbd_server_stop().await);
+    let _ = qmp.nbd_server_start(&far, 1).await;
+    let _ = (qmp.nbd_server_start(&Path::new("/s").into(), 0).await, qmp.nbd_server_stop().await);
     let _ = (qmp.add_nbd_export(&export).await, qmp.query_exports().await);
     let _ = (qmp.remove_export("x", Removal::Safe).await, qmp.remove_export("x", Removal::Hard).await);
 }

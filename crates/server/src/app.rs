@@ -7,6 +7,7 @@ use sterna_model::event::Event;
 use sterna_plan::View;
 use sterna_store::{History, Store, Txn};
 
+use crate::alerts::Receivers;
 use crate::auth::Strangers;
 use crate::ca::Ca;
 use crate::config::Config;
@@ -29,6 +30,7 @@ pub struct Parts {
     pub importer: Importer,
     pub ca: Ca,
     pub strangers: Strangers,
+    pub receivers: Receivers,
     /// Where the first listener is bound.
     pub address: std::net::SocketAddr,
     /// The document that `GET /v1/openapi.json` answers.

@@ -69,6 +69,15 @@ impl Ca {
         }
     }
 
+    /// Opens the CA in `dir`, which must be there.
+    pub fn open(dir: &Path) -> Result<Self, Error> {
+        let (pem_path, key_path) = (dir.join("ca.pem"), dir.join("ca.key"));
+        let read = |path: &Path| {
+            std::fs::read(path).map_err(|source| Error::Io { path: path.display().to_string(), source })
+        };
+        Self::parse(&read(&pem_path)?, &read(&key_path)?, &pem_path)
+    }
+
     fn parse(pem: &[u8], key: &[u8], path: &Path) -> Result<Self, Error> {
         let damaged = |why: String| Error::Damaged { path: path.display().to_string(), why };
         let pem = String::from_utf8(pem.to_vec()).map_err(|_| damaged("not text".to_owned()))?;

@@ -1,10 +1,12 @@
 //! `server.toml`: the server's settings. Unknown keys are refused.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sterna_base::units::{Bytes, Span};
+use sterna_model::alert::Severity;
 use sterna_model::meta::Name;
 
 /// The content of `server.toml`. Every key has a default.
@@ -27,6 +29,128 @@ pub struct Config {
     pub image_size_max: Bytes,
     /// Events older than this are forgotten; the audit record is kept for ever.
     pub events_kept: Span,
+    pub backup: Backup,
+    pub alerts: Alerts,
+}
+
+/// `[backup]`: copies of the server's state, taken while it runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Backup {
+    /// Whether the running server takes them by itself.
+    pub scheduled: bool,
+    pub every: Span,
+    /// How many of the newest stay.
+    pub hourly: usize,
+    /// For how many days the newest of the day stays.
+    pub daily: usize,
+    /// Where they are put; absent: `backups` in the data directory. Better on another machine's disk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dir: Option<PathBuf>,
+    /// Events and the audit record are in them.
+    pub history: bool,
+}
+
+impl Default for Backup {
+    fn default() -> Self {
+        Self { scheduled: true, every: Span::from_secs(3600), hourly: 24, daily: 7, dir: None, history: true }
+    }
+}
+
+/// `[alerts]`: who is told. Not objects of the store: alerts must get out when the store is what is wrong, what they need may
+/// be secret, and who is told must not change with a restored store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Alerts {
+    /// What fires together within this is told in one message.
+    pub group_for: Span,
+    /// What still fires is told again after this.
+    pub repeat_every: Span,
+    /// By name.
+    pub mail: BTreeMap<Name, Mail>,
+    pub webhook: BTreeMap<Name, Webhook>,
+    pub syslog: BTreeMap<Name, Syslog>,
+}
+
+impl Default for Alerts {
+    fn default() -> Self {
+        Self {
+            group_for: Span::from_secs(10),
+            repeat_every: Span::from_secs(4 * 3600),
+            mail: BTreeMap::new(),
+            webhook: BTreeMap::new(),
+            syslog: BTreeMap::new(),
+        }
+    }
+}
+
+/// Mail through a relay.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mail {
+    /// `HOST:PORT` of the relay.
+    pub server: String,
+    #[serde(default)]
+    pub tls: MailTls,
+    pub from: String,
+    pub to: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// A file with the password in its first line, so that it is in no settings.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub password_file: Option<PathBuf>,
+    /// PEM of the CA that signed the relay's certificate; absent: those that this machine trusts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<PathBuf>,
+    #[serde(default)]
+    pub least: Least,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MailTls {
+    /// STARTTLS, and nothing is sent without it.
+    #[default]
+    Required,
+    /// TLS from the first byte.
+    Wrapped,
+    /// In clear: only to a relay on this machine.
+    None,
+}
+
+/// HTTP POST with a JSON body.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Webhook {
+    pub url: String,
+    /// A file whose first line is sent as `Authorization: Bearer`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_file: Option<PathBuf>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<PathBuf>,
+    #[serde(default)]
+    pub least: Least,
+}
+
+/// RFC 5424.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Syslog {
+    /// `HOST:PORT` for UDP, or the path of a local socket such as `/dev/log`.
+    pub to: String,
+    #[serde(default)]
+    pub least: Least,
+}
+
+/// The least severe alerts that a receiver is told of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Least(pub Severity);
+
+impl Default for Least {
+    fn default() -> Self {
+        Self(Severity::Warning)
+    }
 }
 
 impl Default for Config {
@@ -40,6 +164,8 @@ impl Default for Config {
             allow_private_urls: false,
             image_size_max: Bytes::gib(64),
             events_kept: Span::from_secs(90 * 86_400),
+            backup: Backup::default(),
+            alerts: Alerts::default(),
         }
     }
 }
@@ -75,6 +201,11 @@ impl Config {
     #[must_use]
     pub fn images_dir(&self) -> PathBuf {
         self.data_dir.join("images")
+    }
+
+    #[must_use]
+    pub fn backups_dir(&self) -> PathBuf {
+        self.backup.dir.clone().unwrap_or_else(|| self.data_dir.join("backups"))
     }
 
     #[must_use]

@@ -15,7 +15,7 @@ pub mod stream;
 /// Streams that an agent dials back for.
 pub mod ticket;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -135,14 +135,16 @@ impl Gateway {
         held.filter(|(_, vms)| !vms.is_empty()).collect()
     }
 
-    /// The store is right and the hosts are to follow: releases what is held now, and tells what that is.
-    pub fn release_held(&self) -> BTreeMap<Name, Vec<(Uuid, Name)>> {
+    /// The store is right and the hosts are to follow: releases what is held of these, and tells what that is.
+    pub fn release_held(&self, uids: &BTreeSet<Uuid>) -> BTreeMap<Name, Vec<(Uuid, Name)>> {
         let hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
         let mut released = BTreeMap::new();
         for (host, line) in hosts.iter() {
             line.strays.send_if_modified(|strays| {
-                let held = held_of(strays);
-                strays.values_mut().for_each(|stray| stray.is_held = false);
+                let held: Vec<_> =
+                    held_of(strays).into_iter().filter(|(uid, _)| uids.contains(uid)).collect();
+                let given_up = strays.iter_mut().filter(|(uid, _)| uids.contains(uid));
+                given_up.for_each(|(_, stray)| stray.is_held = false);
                 let is_new = !held.is_empty();
                 if is_new {
                     released.insert(host.clone(), held);

@@ -254,7 +254,16 @@ pub async fn resume(app: &App) -> io::Result<()> {
     }
     for (name, entry) in &app.view().images {
         let Some(spec) = &entry.spec else { continue };
-        let waits = entry.report.as_ref().is_none_or(|row| *row.value == ImageReport::Waiting);
+        let mut waits = entry.report.as_ref().is_none_or(|row| *row.value == ImageReport::Waiting);
+        let is_ready =
+            entry.report.as_ref().is_some_and(|row| matches!(*row.value, ImageReport::Ready { .. }));
+        // A server that came back from a backup has no content.
+        if is_ready && !path(app, name).exists() {
+            let wrote = report_on(app, name, &ImageReport::Waiting).await;
+            wrote.map_err(|refusal| io::Error::other(refusal.0.message.clone()))?;
+            record(app, name, "lost", "its content is not here: it has to be imported again".to_owned());
+            waits = true;
+        }
         if waits && is_url(&spec.value.spec.source) {
             start_fetch(app, name.clone(), spec.value.spec.source.clone());
         }

@@ -12,6 +12,7 @@ use sterna_model::key::{Key, Kind};
 use sterna_model::meta::{Labels, Meta, Name};
 use sterna_model::network::{NetworkKind, NetworkSpec};
 use sterna_model::pool::{PoolKind, PoolSpec};
+use sterna_model::store::{MAIN, StoreSpec};
 use sterna_model::token::Role;
 use sterna_store::{Error, Store, Txn};
 use uuid::Uuid;
@@ -47,13 +48,14 @@ pub async fn init(config: &Config, store: &Arc<dyn Store>) -> anyhow::Result<Rea
     let default = Name::new("default")?;
     let datacentre = &config.datacentre;
     ensure(store, Kind::Datacentre, datacentre, DatacentreSpec::default(), now).await?;
-    let cluster = ClusterSpec { datacentre: datacentre.clone(), cpu_model: None };
+    let cluster = ClusterSpec { datacentre: datacentre.clone(), cpu_model: None, reserve: None };
     ensure(store, Kind::Cluster, datacentre, cluster, now).await?;
     let network = NetworkSpec { kind: NetworkKind::Overlay { cidr: CIDR.parse()? }, default: true };
     ensure(store, Kind::Network, &default, network, now).await?;
     let pool =
         PoolSpec { kind: PoolKind::Dir { path: POOL_PATH.to_owned() }, datacentre: None, default: true };
     ensure(store, Kind::Pool, &default, pool, now).await?;
+    ensure_main(store).await?;
     let admin_token = ensure_admin(store, now).await?;
     let server = config.advertise.clone().unwrap_or_else(|| {
         let said = config.listen.iter().find(|at| !at.ip().is_unspecified()).or(config.listen.first());
@@ -64,10 +66,21 @@ pub async fn init(config: &Config, store: &Arc<dyn Store>) -> anyhow::Result<Rea
     Ok(Ready { admin_token, join_token: join_token.to_string(), ca: ca.pem().to_owned() })
 }
 
+/// The store as an object: it gets its incarnation once. A store of an older version has none yet.
+pub async fn ensure_main(store: &Arc<dyn Store>) -> anyhow::Result<()> {
+    let main = Name::new(MAIN)?;
+    ensure(store, Kind::Store, &main, StoreSpec::new(Uuid::new_v4()), SystemClock.now()).await
+}
+
 /// The folders that only the server may enter: they hold keys and other people's disks.
 pub fn folders(config: &Config) -> anyhow::Result<()> {
     make_private(&config.data_dir)?;
     make_private(&config.images_dir())
+}
+
+/// A folder that only the server may enter, and what is above it.
+pub fn folder(path: &Path) -> anyhow::Result<()> {
+    make_private(path)
 }
 
 /// What lies above it stays passable: an agent's pools may be beside it, which QEMU's own user must reach.

@@ -8,10 +8,14 @@
 //!
 //! Never decides where a VM runs (`control` does) and never talks to a host other than over a line that the host opened.
 
+/// Tells people of alerts: mail, webhooks, syslog.
+pub mod alerts;
 /// What every handler needs.
 pub mod app;
 /// Who may, and the record of what was asked.
 pub mod auth;
+/// Copies of the server's state, and putting one back.
+pub mod backup;
 /// Reads what a request carries, strictly.
 pub mod body;
 /// The cluster's own certificate authority.

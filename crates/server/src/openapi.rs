@@ -27,6 +27,7 @@ fn api() -> OpenApiRouter<App> {
         .merge(routes::operation::routes())
         .merge(routes::event::routes())
         .merge(routes::audit::routes())
+        .merge(routes::alert::routes())
         .merge(routes::server::routes())
         .merge(routes::token::routes())
         .merge(routes::watch::routes())

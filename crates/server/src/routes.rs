@@ -1,5 +1,7 @@
 //! The API's paths, one module a resource.
 
+/// Facts that need a person.
+pub mod alert;
 /// Who did what.
 pub mod audit;
 /// Hosts with one CPU baseline.

@@ -17,7 +17,7 @@ use crate::follow::Follower;
 use crate::gateway::{Gateway, link};
 use crate::importer::{self, Importer};
 use crate::samples::Samples;
-use crate::{init, openapi, retention, tls};
+use crate::{alerts, backup, init, openapi, retention, tls};
 
 /// A server that is bound to its addresses and not serving yet.
 pub struct Server {
@@ -37,6 +37,8 @@ impl Server {
             .server_identity(&config.data_dir, &server_names(&config))
             .context("sign the server's certificate")?;
         let acceptor = tls::acceptor(&ca, identity).context("set up TLS")?;
+        let receivers = alerts::Receivers::new(&config.alerts).context("read who is told of alerts")?;
+        init::ensure_main(&store).await?;
         let follower = Follower::open(&*store).await.context("read the store")?;
         let mut listeners = Vec::new();
         for address in &config.listen {
@@ -56,6 +58,7 @@ impl Server {
             importer: Importer::default(),
             ca,
             strangers: Strangers::default(),
+            receivers,
             openapi: OnceLock::new(),
         });
         Ok(Self { app, acceptor, listeners })
@@ -81,6 +84,8 @@ impl Server {
             () = cancel.cancelled() => false,
             () = app.follower.follow(&*app.store) => true,
             never = retention::run(App::clone(&app)) => match never {},
+            never = backup::schedule::run(App::clone(&app)) => match never {},
+            never = alerts::run(App::clone(&app)) => match never {},
         };
         cancel.cancel();
         while accepting.join_next().await.is_some() {}

@@ -14,6 +14,7 @@ use sterna_model::migration::{MigrationDecision, MigrationSpec, Phase, Progress,
 use sterna_model::network::{NetworkDecision, NetworkSpec};
 use sterna_model::operation::{OperationDecision, OperationSpec, OperationState};
 use sterna_model::pool::PoolSpec;
+use sterna_model::probe::LineProbe;
 use sterna_model::status::VmStatus;
 use sterna_model::token::{Role, TokenSpec};
 use sterna_model::vm::{VmDecision, VmReport, VmSpec};
@@ -119,7 +120,9 @@ shown! {
 }
 shown! {
     /// A site with its own failure domain.
-    Datacentre(DatacentreSpec) {}
+    Datacentre(DatacentreSpec) {
+        status: DatacentreStatus,
+    }
 }
 shown! {
     /// Hosts with one CPU baseline.
@@ -156,6 +159,22 @@ shown! {
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct TokenShown {
     pub role: Role,
+}
+
+/// What is known of a site.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct DatacentreStatus {
+    /// What its hosts measured last of the lines to other datacentres, by datacentre.
+    pub lines: BTreeMap<String, SeenLine>,
+}
+
+/// A line as one host measured it.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct SeenLine {
+    #[schema(value_type = String)]
+    pub host: Name,
+    #[serde(flatten)]
+    pub probe: LineProbe,
 }
 
 /// A host in one word, one sentence and what it has to give.
@@ -425,6 +444,28 @@ impl Resource for Tokens {
     }
 }
 
+pub struct Datacentres;
+
+impl Resource for Datacentres {
+    const KIND: Kind = Kind::Datacentre;
+    type Spec = DatacentreSpec;
+    type Decision = ();
+    type Report = ();
+    type Shown = Datacentre;
+
+    fn table(view: &View) -> &Table<DatacentreSpec, (), ()> {
+        &view.datacentres
+    }
+
+    fn show(eye: Eye<'_>, entry: &Entry<DatacentreSpec, (), ()>) -> Option<Datacentre> {
+        let (kind, meta, revision, spec) = head!(Kind::Datacentre, entry.spec.as_ref()?);
+        let seen = sterna_plan::probe::lines(eye.view, &meta.name).into_iter();
+        let line = |host: &Name, probe: &LineProbe| SeenLine { host: host.clone(), probe: probe.clone() };
+        let lines = seen.map(|(to, (host, probe))| (to.to_string(), line(host, probe))).collect();
+        Some(Datacentre { kind, meta, revision, spec, status: DatacentreStatus { lines } })
+    }
+}
+
 /// Kinds that are shown as they are stored.
 macro_rules! plain {
     ($resource:ident, $kind:ident, $table:ident, $spec:ty, $decision:ty, $shown:ident $(, $field:ident)*) => {
@@ -450,9 +491,13 @@ macro_rules! plain {
 }
 
 plain!(Pools, Pool, pools, PoolSpec, (), Pool);
-plain!(Datacentres, Datacentre, datacentres, DatacentreSpec, (), Datacentre);
 plain!(Clusters, Cluster, clusters, ClusterSpec, ClusterDecision, Cluster, decision);
 plain!(Networks, Network, networks, NetworkSpec, NetworkDecision, Network, decision);
+
+// After the macros that it uses.
+mod alert;
+
+pub use alert::{Alert, AlertStatus, Alerts, Store, Stores};
 
 /// Calls `$run` with the resource type of a kind; kinds that the API does not show answer `$none`.
 macro_rules! with_resource {
@@ -504,6 +549,14 @@ macro_rules! with_resource {
                 $run
             }
             sterna_model::key::Kind::JoinToken => $none,
+            sterna_model::key::Kind::Store => {
+                type $resource = Stores;
+                $run
+            }
+            sterna_model::key::Kind::Alert => {
+                type $resource = Alerts;
+                $run
+            }
         }
     }};
 }

@@ -269,3 +269,90 @@ async fn a_console_joins_a_person_and_an_agent_and_its_ticket_works_once() {
     assert_eq!(status, StatusCode::BAD_REQUEST);
     world.stop().await;
 }
+
+/// The store as a backup leaves it.
+async fn restore(world: &World) -> uuid::Uuid {
+    let row = world.store.get("store/main/spec").await.unwrap().unwrap();
+    let mut main: Value = serde_json::from_slice(&row.value).unwrap();
+    let incarnation = uuid::Uuid::now_v7();
+    let time = "2026-01-01T00:00:00Z";
+    main["spec"] =
+        json!({"incarnation": incarnation, "restored": {"at": time, "taken": time, "revision": 1}});
+    let txn = sterna_store::Txn::new().put("store/main/spec", main.to_string().into_bytes());
+    world.store.commit(txn).await.unwrap();
+    eventually("the mode", async || (world.get("/v1/server").await["mode"] == "recovering").then_some(()))
+        .await;
+    incarnation
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restored_store_tells_hosts_to_hold_and_waits_until_they_say_that_they_do() {
+    let world = World::new(Kind::Memory).await;
+    let a1 = join(&world, &world.join_token, "a1").await.unwrap();
+    world.make_vm("web").await;
+    decide(&world, "web", "a1", 1).await;
+    let incarnation = restore(&world).await;
+    let mut lines = a1.stream().await;
+    let line = lines.next().await.unwrap();
+    assert_eq!(line, json!({"type": "hold", "incarnation": incarnation}), "no order comes before");
+    assert_eq!(a1.report(json!([a1.host(), a1.inventory(&[])])).await, StatusCode::NO_CONTENT);
+    let server = world.get("/v1/server").await;
+    assert_eq!(server["waits_for"], json!(["a1"]), "it may still have orders: {server}");
+
+    let (status, refused) = world.post("/v1/server/recover", json!({"without": ["b9"]})).await;
+    assert_eq!((status, &refused["code"]), (StatusCode::NOT_FOUND, &json!("not-found")));
+    let mut held = a1.inventory(&[]);
+    held["held"] = json!(uuid::Uuid::now_v7());
+    assert_eq!(a1.report(json!([held])).await, StatusCode::NO_CONTENT);
+    assert_eq!(world.get("/v1/server").await["waits_for"], json!(["a1"]), "of another life of the store");
+    held["held"] = json!(incarnation);
+    assert_eq!(a1.report(json!([held])).await, StatusCode::NO_CONTENT);
+    let server = world.get("/v1/server").await;
+    assert_eq!(server["waits_for"], json!([]), "{server}");
+    let found = &server["findings"][0];
+    assert_eq!((&found["vm"], &found["found"]), (&json!("web"), &json!("no host has anything of it")));
+    let (status, refused) = world.post("/v1/server/recover", json!({"without": ["a1"]})).await;
+    assert_eq!((status, &refused["code"]), (StatusCode::CONFLICT, &json!("wrong-state")), "{refused}");
+    // Its word stays: what the agent says of itself does not take it back.
+    assert_eq!(a1.report(json!([a1.host()])).await, StatusCode::NO_CONTENT);
+    assert_eq!(world.get("/v1/server").await["waits_for"], json!([]));
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_recovery_goes_on_without_a_host_when_a_person_says_so() {
+    let world = World::new(Kind::Memory).await;
+    let _a1 = join(&world, &world.join_token, "a1").await.unwrap();
+    let (status, refused) = world.post("/v1/server/recover", json!({"without": ["a1"]})).await;
+    assert_eq!((status, &refused["code"]), (StatusCode::CONFLICT, &json!("wrong-state")), "{refused}");
+    restore(&world).await;
+    let (status, server) = world.post("/v1/server/recover", json!({"without": ["a1"]})).await;
+    assert_eq!(status, StatusCode::OK, "{server}");
+    assert_eq!((&server["waits_for"], &server["without"]), (&json!([]), &json!(["a1"])));
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_person_gave_up_is_given_up_for_the_next_server_as_well() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = World::at(dir, Kind::Sqlite).await;
+    let agent = join(&world, &world.join_token, "a1").await.unwrap();
+    let uid = uuid::Uuid::now_v7();
+    let ghost = json!({"name": "ghost", "uid": uid, "report": report(4, &json!({"state": "running"}))});
+    let inventory = json!([agent.host(), agent.inventory(&[ghost])]);
+    assert_eq!(agent.report(inventory.clone()).await, StatusCode::NO_CONTENT);
+    let (_, accepted) = world.post("/v1/server/accept-store", json!({})).await;
+    assert_eq!(accepted["released"].as_array().unwrap().len(), 1, "{accepted}");
+    let row = world.store.get("store/main/spec").await.unwrap().unwrap();
+    let main: Value = serde_json::from_slice(&row.value).unwrap();
+    assert_eq!(main["spec"]["released"], json!([uid]));
+    // The same store, and a server that remembers nothing else.
+    let world = world.again().await;
+    let agent = agent.towards(&world);
+    let mut lines = agent.stream().await;
+    assert_eq!(agent.report(inventory).await, StatusCode::NO_CONTENT);
+    let listed = |line: &Value| line["vms"].as_array().is_some_and(|vms| !vms.is_empty());
+    let line = lines.until(listed).await;
+    assert_eq!(line["vms"][0], json!({"name": "ghost", "uid": uid, "epoch": 4, "role": {"role": "release"}}));
+    world.stop().await;
+}

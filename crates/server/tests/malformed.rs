@@ -138,7 +138,40 @@ fn values() -> Vec<Case> {
         let body = json!({"name": "i", "spec": {"source": source}}).to_string();
         to("/v1/images", post("an image's source", body, 422, "invalid"))
     };
+    let check = |what: &'static str, check: Value| {
+        vm(what, json!({"image": "tiny", "checks": [check]}), 422, "invalid")
+    };
     vec![
+        check("no port", json!({"probe": {"type": "tcp", "port": 0}})),
+        check("a port that is none", json!({"probe": {"type": "tcp", "port": 70_000}})),
+        check("a probe that is none", json!({"probe": {"type": "icmp"}})),
+        check(
+            "a path with a request in it",
+            json!({"probe": {"type": "http", "port": 80, "path": "/ HTTP/1.1\r\nX: y"}}),
+        ),
+        check("a relative path", json!({"probe": {"type": "http", "port": 80, "path": "live"}})),
+        check("a status that is no class", json!({"probe": {"type": "http", "port": 80, "expect": "200"}})),
+        check("no program", json!({"probe": {"type": "exec", "command": []}})),
+        check("a program without a path", json!({"probe": {"type": "exec", "command": ["true"]}})),
+        check("no interval", json!({"probe": {"type": "tcp", "port": 22}, "interval": "0s"})),
+        check(
+            "a timeout above the interval",
+            json!({"probe": {"type": "tcp", "port": 22}, "timeout": "11s"}),
+        ),
+        check("never unhealthy", json!({"probe": {"type": "tcp", "port": 22}, "failures": 0})),
+        vm(
+            "too many checks",
+            json!({"image": "tiny", "checks": vec![json!({"probe": {"type": "tcp", "port": 22}}); 9]}),
+            422,
+            "invalid",
+        ),
+        vm(
+            "nobody to ask",
+            json!({"image": "tiny", "nics": [], "checks": [{"probe": {"type": "tcp", "port": 22}}]}),
+            422,
+            "invalid",
+        ),
+        vm("another fault policy", json!({"image": "tiny", "on_panic": "reboot"}), 422, "invalid"),
         vm("a million CPUs", json!({"image": "tiny", "cpus": 1_000_000}), 422, "invalid"),
         vm("no CPU", json!({"image": "tiny", "cpus": 0}), 422, "invalid"),
         vm("negative memory", json!({"image": "tiny", "memory": "-1GiB"}), 422, "invalid"),

@@ -84,6 +84,8 @@ struct Agent {
     board: Arc<Board>,
     link: watch::Sender<bool>,
     volumes: Vec<VolumeSeen>,
+    /// The incarnation that asked to hold, on this connection.
+    held: Option<Uuid>,
 }
 
 impl World {
@@ -123,7 +125,7 @@ impl World {
         for (uid, vm) in self.found(host) {
             fleet.adopt(vm, uid);
         }
-        let agent = Agent { world: world(), host, name, fleet, board, link, volumes: Vec::new() };
+        let agent = Agent { world: world(), host, name, fleet, board, link, volumes: Vec::new(), held: None };
         scope.spawn(agent.keep_connected(reports));
     }
 
@@ -258,6 +260,7 @@ impl Agent {
         reports: &mut UnboundedReceiver<Up>,
     ) {
         self.fleet.on_connected();
+        self.held = None;
         let mut down = self.relay(down, connection.agent_sees_end.clone());
         let (world, host, name, id) = (self.world.clone(), self.host, self.name.clone(), connection.id);
         let post = |ups: Vec<Up>| {
@@ -290,6 +293,11 @@ impl Agent {
                         if let (false, None) = (volumes.is_empty(), &posting) {
                             posting = Some(post(volumes));
                         }
+                    }
+                    Some(Down::Hold { incarnation }) => {
+                        self.fleet.hold();
+                        self.held = Some(incarnation);
+                        is_complete = false;
                     }
                     Some(_) => {}
                     None => return,
@@ -338,7 +346,13 @@ impl Agent {
     fn inventory(&self) -> (bool, Vec<Up>) {
         let (complete, vms) = self.board.inventory();
         let report = self.host_report();
-        (complete, vec![Up::Host(Box::new(report)), Up::Inventory { complete, vms, volumes: Vec::new() }])
+        (
+            complete,
+            vec![
+                Up::Host(Box::new(report)),
+                Up::Inventory { complete, vms, volumes: Vec::new(), held: self.held },
+            ],
+        )
     }
 
     fn host_report(&self) -> HostReport {
@@ -356,10 +370,14 @@ impl Agent {
                 models: [("qemu64".to_owned(), Default::default())].into(),
                 machines: ["pc-q35-10.0".to_owned()].into(),
             },
-            pools: [(pool, PoolSeen::Ready { capacity: Bytes::gib(100), port: None })].into(),
+            pools: [(pool, PoolSeen::Ready { capacity: Bytes::gib(100), port: None, used_percent: None })]
+                .into(),
             tunnel: None,
+            mover: None,
+            lines: Default::default(),
             link: LinkState::Silent,
             since: self.world.now(),
+            told: None,
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use sterna_model::migration::Via;
+use sterna_model::migration::{MigrationDecision, Via};
 
 use crate::fault::Act;
 use crate::random::Random;
@@ -85,7 +85,7 @@ impl Act {
 }
 
 impl World {
-    /// Counts a fault that hits a guest on its way through the mover, or either of its hosts.
+    /// Counts a fault that hits a guest on its way through the mover, or with its disks, or either of its hosts.
     pub(crate) fn note_fault(&self, act: &Act) {
         let Some((what, host)) = act.fault() else { return };
         let mut state = self.lock();
@@ -98,7 +98,8 @@ impl World {
 impl State {
     fn hit(&self, what: &str, host: Option<usize>) -> Option<(String, &'static str)> {
         let mut moves = self.checker.view.migrations.values().filter_map(|entry| entry.decision.as_ref());
-        let it = moves.find(|it| it.via == Via::Mover && !it.phase.has_ended())?;
+        let is_watched = |it: &MigrationDecision| it.via == Via::Mover || !it.volumes.is_empty();
+        let it = moves.find(|it| is_watched(it) && !it.phase.has_ended())?;
         let name = host.and_then(|host| self.hosts.get(host)).map(|host| &host.name);
         let whom = match name {
             None => "",

@@ -16,6 +16,7 @@ use sterna_model::migration::SideState;
 use uuid::Uuid;
 
 use crate::carrier::session::Session;
+use crate::direct;
 use crate::hypervisor::Held;
 use crate::mutation::Mutation;
 use crate::qemu::{End, Qemu};
@@ -54,7 +55,7 @@ pub struct Arrival {
 /// What the mover says of a transfer comes first where it knows more than QEMU.
 #[must_use]
 pub fn carried(qemu: &Qemu, life: u64) -> Transfer {
-    let Some(way) = qemu.way.as_ref().filter(|way| way.life == life) else { return qemu.transfer.clone() };
+    let Some(way) = qemu.way.as_ref().filter(|way| way.life == life) else { return direct::told(qemu, life) };
     match &way.stage {
         Stage::Going => Transfer::Going,
         Stage::Held | Stage::Granted => Transfer::Held,
@@ -108,7 +109,7 @@ impl Held {
             if matches!(&qemu.way, Some(way) if way.life == life && !matches!(way.stage, Stage::Failed(_) | Stage::Seeded)) {
                 return Err(GuestError::Refused("a migration is already under way".to_owned()));
             }
-            qemu.way = Some(Way { session, life, stage: Stage::Going });
+            (qemu.way, qemu.direct) = (Some(Way { session, life, stage: Stage::Going }), None);
             qemu.wants_cancel = false;
             Ok(())
         })

@@ -13,7 +13,7 @@ use sterna_model::meta::Name;
 use sterna_model::migration::Phase;
 use sterna_model::status::VmState;
 use sterna_model::vm::{CopyState, Exit, Owner};
-use sterna_plan::{View, status};
+use sterna_plan::{View, recovery, status};
 use sterna_store::{Snapshot, Store};
 use uuid::Uuid;
 
@@ -37,8 +37,8 @@ pub struct Checker {
     phases: BTreeMap<Name, &'static str>,
     /// When each host last counted as silent, in milliseconds of the world.
     silent: BTreeMap<Name, u64>,
-    /// Epochs under which a guest was booted.
-    booted: BTreeSet<(Uuid, u64)>,
+    /// Epochs under which a guest was booted, and the restart within it.
+    booted: BTreeSet<(Uuid, u64, u32)>,
 }
 
 /// What one commit showed.
@@ -108,6 +108,9 @@ impl Checker {
 
     /// S3: a VM that should run runs, or waits in a named state with a reason.
     fn check_statuses(&self, now: Timestamp, noticed: &mut Noticed) {
+        if self.is_recovering() {
+            return;
+        }
         for vm in self.view.vms().filter(|vm| vm.is_wanted()) {
             let Some(status) = status::vm(&self.view, vm.name, now) else { continue };
             let ended_itself = vm
@@ -120,6 +123,20 @@ impl Checker {
                 noticed.wrong.push(format!("S3: {} is forgotten: {}", vm.name, status.message));
             }
         }
+    }
+
+    /// The store is another one: what it says next is compared with nothing that it said before. What was booted is
+    /// remembered.
+    pub fn forget(&mut self) {
+        self.owners.clear();
+        self.gone.clear();
+        self.phases.clear();
+    }
+
+    /// The store does not know yet who has what: nobody is held to what it says.
+    #[must_use]
+    pub fn is_recovering(&self) -> bool {
+        recovery::is_on(&self.view)
     }
 
     fn note_phases(&mut self, noticed: &mut Noticed) {
@@ -176,6 +193,10 @@ impl World {
         let now = self.now_ms();
         let wrong = {
             let state = self.lock();
+            // What the backup says of moves that ended is told anew.
+            if state.checker.is_recovering() {
+                return;
+            }
             let view = &state.checker.view;
             let ended = view.migrations.iter().find_map(|(name, entry)| {
                 let decision = entry.decision.as_ref()?;
@@ -203,6 +224,9 @@ impl World {
         let (now, now_ms) = (self.now(), self.now_ms());
         let wrong: Vec<String> = {
             let state = self.lock();
+            if state.checker.is_recovering() {
+                return;
+            }
             let view = &state.checker.view;
             let old = state.machines.qemus.values().filter(|qemu| qemu.born + TOLD_WITHIN_MS < now_ms);
             let untold = old.filter(|qemu| {
@@ -247,10 +271,14 @@ impl World {
         if blueprint.incoming {
             return;
         }
-        if !self.lock().checker.booted.insert((blueprint.uid, blueprint.epoch)) {
-            self.violate(format!("epochs: {} starts twice under {}", blueprint.name, blueprint.epoch));
+        let start = (blueprint.uid, blueprint.epoch, blueprint.restart);
+        if !self.lock().checker.booted.insert(start) {
+            self.violate(format!("epochs: {} starts twice under {}.{}", blueprint.name, start.1, start.2));
         }
-        if !owner.as_ref().is_some_and(|owner| owner.host == here && owner.epoch == blueprint.epoch) {
+        let is_recovering = self.lock().checker.is_recovering();
+        let is_owners =
+            owner.as_ref().is_some_and(|owner| owner.host == here && owner.epoch == blueprint.epoch);
+        if !is_owners && !is_recovering {
             let (name, epoch) = (&blueprint.name, blueprint.epoch);
             self.violate(format!("ownership: {name} starts on {here} under {epoch}, its owner is {owner:?}"));
         }
@@ -264,7 +292,8 @@ impl World {
                 let here = &state.hosts[host].name;
                 let owner = state.checker.owner(qemu.uid);
                 let owns = owner.is_some_and(|owner| owner.host == *here);
-                (!owns).then(|| format!("ownership: {} continues on {here}, its owner is {owner:?}", qemu.vm))
+                (!owns && !state.checker.is_recovering())
+                    .then(|| format!("ownership: {} continues on {here}, its owner is {owner:?}", qemu.vm))
             })
         };
         if let Some(what) = wrong {
@@ -282,6 +311,9 @@ impl World {
         state.look_at_lost(&mut open);
         state.look_at_leftovers(&mut open);
         state.checker.look_at_places(&mut open);
+        if state.checker.is_recovering() {
+            open.push("the store is recovering".to_owned());
+        }
         let view = &state.checker.view;
         open.extend(view.migrations.iter().filter_map(|(name, entry)| {
             let phase = entry.decision.as_ref().map(|decision| &decision.phase);
@@ -302,6 +334,9 @@ impl State {
     /// A guest runs where its VM is owned, and nowhere else.
     #[must_use]
     pub fn running_strangers(&self) -> Vec<String> {
+        if self.checker.is_recovering() {
+            return Vec::new();
+        }
         let known = self.machines.qemus.values().filter(|qemu| !self.lost.contains(&qemu.uid));
         let running = known.filter(|qemu| qemu.runs());
         let strangers = running.filter_map(|qemu| {

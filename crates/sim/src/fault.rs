@@ -29,6 +29,12 @@ pub enum Act {
     DropWatches(u16),
     /// A disk error stops the host's first running guest.
     FailDisk(usize),
+    /// The host's first running guest says that it crashed.
+    Panic(usize),
+    /// It does nothing more and answers nobody.
+    Hang(usize),
+    /// Its agent answers nobody; the rest of it works.
+    Mute(usize),
     /// Of 1,000 looks at a process, how many get no answer.
     Blind(u64),
     /// Of 1,000 starts of a process, how many fail.
@@ -57,6 +63,10 @@ pub enum Act {
     Undrain(usize),
     /// The server dies and its store is restored from a copy that is older than this VM.
     Lose(String),
+    /// The store is copied.
+    BackUp,
+    /// The server dies and starts over the last copy of its store.
+    Restore,
 }
 
 /// A deed that waits for an instant.
@@ -109,6 +119,16 @@ impl Act {
         }
     }
 
+    /// What a person may do without making or removing a VM.
+    pub fn draw_lasting_order(random: &mut Random, hosts: u64, vms: &[String]) -> Self {
+        loop {
+            let order = Self::draw_order(random, hosts, vms);
+            if !matches!(order, Act::Create(_) | Act::Delete(_)) {
+                return order;
+            }
+        }
+    }
+
     /// What a person may do next.
     pub fn draw_order(random: &mut Random, hosts: u64, vms: &[String]) -> Self {
         let vm = random.pick(vms).clone();
@@ -156,7 +176,10 @@ impl World {
                 });
             }
             Act::FailDisk(host) => self.fail_disk(*host),
+            Act::Panic(host) | Act::Hang(host) | Act::Mute(host) => self.fail_guest(act, *host),
             Act::Lose(vm) => self.lose(vm),
+            Act::BackUp => self.back_up(),
+            Act::Restore => self.restore(),
             Act::Blind(rate) | Act::Starve(rate) | Act::Withhold(rate) => {
                 self.say(act.to_string());
                 let config = &mut self.lock().config;
@@ -188,7 +211,23 @@ impl World {
             let is_here = |qemu: &crate::qemu::Qemu| qemu.host == host && qemu.run == Run::Running;
             let id = machines.qemus.iter().find(|(_, qemu)| is_here(qemu)).map(|(id, _)| *id);
             if let Some(id) = id {
-                machines.pause(id, sterna_agent::hypervisor::Pause::IoError);
+                machines.pause(id, sterna_agent::hypervisor::Pause::IoError(Vec::new()));
+            }
+        });
+    }
+
+    fn fail_guest(&self, act: &Act, host: usize) {
+        self.say(act.to_string());
+        self.on_machines(|machines| {
+            let is_here = |qemu: &crate::qemu::Qemu| qemu.host == host && qemu.run == Run::Running;
+            let Some((id, qemu)) = machines.qemus.iter_mut().find(|(_, qemu)| is_here(qemu)) else { return };
+            match act {
+                Act::Hang(_) => (qemu.is_hung, qemu.is_mute) = (true, true),
+                Act::Mute(_) => qemu.is_mute = true,
+                _ => {
+                    let id = *id;
+                    machines.pause(id, sterna_agent::hypervisor::Pause::Panicked);
+                }
             }
         });
     }
@@ -209,6 +248,7 @@ impl World {
         let at = &mut state.hosts[host];
         at.boot += 1;
         at.notes.clear();
+        at.assignment = None;
         if forgets {
             at.seen.clear();
         }
@@ -247,11 +287,16 @@ impl fmt::Display for Act {
             Act::HealData(host) => write!(f, "heal data {}", host_name(*host)),
             Act::DropWatches(per_mille) => write!(f, "drop watches {per_mille}"),
             Act::FailDisk(host) => write!(f, "fail disk {}", host_name(*host)),
+            Act::Panic(host) => write!(f, "panic {}", host_name(*host)),
+            Act::Hang(host) => write!(f, "hang {}", host_name(*host)),
+            Act::Mute(host) => write!(f, "mute {}", host_name(*host)),
             Act::Blind(rate) => write!(f, "blind {rate}"),
             Act::Starve(rate) => write!(f, "starve {rate}"),
             Act::Withhold(rate) => write!(f, "withhold {rate}"),
             Act::Create(vm) => write!(f, "create {vm}"),
             Act::Lose(vm) => write!(f, "lose {vm}"),
+            Act::BackUp => f.write_str("back up"),
+            Act::Restore => f.write_str("restore"),
             Act::Start(vm) => write!(f, "start {vm}"),
             Act::Stop(vm) => write!(f, "stop {vm}"),
             Act::Off(vm) => write!(f, "off {vm}"),
@@ -291,6 +336,9 @@ impl FromStr for Act {
             ["heal", "data", at] => Act::HealData(host(at)?),
             ["drop", "watches", n] => Act::DropWatches(n.parse().map_err(|_| format!("{n} is no number"))?),
             ["fail", "disk", at] => Act::FailDisk(host(at)?),
+            ["panic", at] => Act::Panic(host(at)?),
+            ["hang", at] => Act::Hang(host(at)?),
+            ["mute", at] => Act::Mute(host(at)?),
             ["blind", n] => Act::Blind(n.parse().map_err(|_| format!("{n} is no number"))?),
             ["starve", n] => Act::Starve(n.parse().map_err(|_| format!("{n} is no number"))?),
             ["withhold", n] => Act::Withhold(n.parse().map_err(|_| format!("{n} is no number"))?),
@@ -308,6 +356,8 @@ impl FromStr for Act {
             ["drain", at] => Act::Drain(host(at)?),
             ["undrain", at] => Act::Undrain(host(at)?),
             ["lose", name] => Act::Lose(vm(name)),
+            ["back", "up"] => Act::BackUp,
+            ["restore"] => Act::Restore,
             _ => return Err(format!("`{text}` is nothing that can be done")),
         })
     }

@@ -12,10 +12,11 @@ use sterna_model::host::{HostReport, LinkState};
 use sterna_model::key::{Column, Key, Kind};
 use sterna_model::meta::{Name, Object};
 use sterna_model::migration::{MigrationReport, Outcome, SideState};
+use sterna_model::store::MAIN;
 use sterna_model::vm::{CopyState, Exit, VmReport, VmSpec};
 use sterna_model::volume::VolumeSpec;
-use sterna_plan::View;
 use sterna_plan::assignment::{assignment, may_end_stray};
+use sterna_plan::{View, recovery};
 use sterna_store::{Store, Txn, Watch};
 use sterna_wire::assignment::{Assignment, Role, VmAssignment};
 use sterna_wire::down::Down;
@@ -45,6 +46,7 @@ struct Line {
     connection: u64,
     down: UnboundedSender<Down>,
     sent: Option<Assignment>,
+    is_held: bool,
 }
 
 pub struct Gateway {
@@ -54,13 +56,20 @@ pub struct Gateway {
     lines: BTreeMap<Name, Line>,
     /// What hosts have of VMs that the store does not know.
     strays: BTreeMap<(Name, Uuid), (Name, u64)>,
+    was_recovering: bool,
 }
 
 /// Serves until the server dies.
 pub async fn run(world: World, life: u64, mut inbox: UnboundedReceiver<FromAgent>) {
     let store = Reached { world: world.clone(), life, is_control: false };
-    let mut gateway =
-        Gateway { world, store, view: View::default(), lines: BTreeMap::new(), strays: BTreeMap::new() };
+    let mut gateway = Gateway {
+        world,
+        store,
+        view: View::default(),
+        lines: BTreeMap::new(),
+        strays: BTreeMap::new(),
+        was_recovering: false,
+    };
     let mut watch = gateway.read().await;
     let mut reread = Instant::now() + REREAD_EVERY;
     let mut grace = Some(Instant::now() + GRACE);
@@ -88,6 +97,11 @@ pub async fn run(world: World, life: u64, mut inbox: UnboundedReceiver<FromAgent
                 }
             }
         }
+        if gateway.was_recovering != recovery::is_on(&gateway.view) {
+            // What was decided meanwhile may not have been told.
+            watch = gateway.read().await;
+            gateway.was_recovering = recovery::is_on(&gateway.view);
+        }
         gateway.push();
     }
 }
@@ -107,7 +121,7 @@ impl Gateway {
         match message {
             FromAgent::Arrived { host, connection, down } => {
                 self.strays.retain(|(on, _), _| *on != host);
-                self.lines.insert(host, Line { connection, down, sent: None });
+                self.lines.insert(host, Line { connection, down, sent: None, is_held: false });
             }
             FromAgent::Post { host, connection, ups, answer } => {
                 if self.lines.get(&host).is_none_or(|line| line.connection != connection) {
@@ -165,7 +179,7 @@ impl Gateway {
         match up {
             // It counts as connected, or not, as before, until its inventory has come.
             Up::Host(report) => self.set_link(host, Some(*report), None).await,
-            Up::Inventory { complete, vms, volumes } => {
+            Up::Inventory { complete, vms, volumes, held } => {
                 for seen in &vms {
                     self.on_vm(host, seen).await;
                 }
@@ -175,12 +189,36 @@ impl Gateway {
                 if complete || self.world.mutates(Mutation::TrustsIncompleteInventory) {
                     self.forget_absent(host, &vms).await;
                     self.set_link(host, None, Some(LinkState::Connected)).await;
+                    let mutated = self.world.mutates(Mutation::OrdersWhileRecovering);
+                    let incarnation = self.incarnation();
+                    if let Some(incarnation) = incarnation.filter(|it| held == Some(*it) || mutated) {
+                        self.tell(host, incarnation).await;
+                    }
                 }
             }
             Up::Vm(seen) => self.on_vm(host, &seen).await,
             Up::Volume(seen) => self.on_volume(&seen).await,
             Up::Event { .. } | Up::Samples(_) => {}
         }
+    }
+
+    fn incarnation(&self) -> Option<Uuid> {
+        let entry = self.view.stores.get(MAIN)?;
+        Some(entry.spec.as_ref()?.value.spec.incarnation)
+    }
+
+    /// The host has told everything to this incarnation.
+    async fn tell(&self, host: &Name, incarnation: Uuid) {
+        let key = Key::report(Kind::Host, host);
+        self.write(|| async {
+            let (report, revision) = self.decoded::<HostReport>(&key).await?;
+            (report.told != Some(incarnation)).then(|| {
+                let told = HostReport { told: Some(incarnation), ..report };
+                let value = serde_json::to_vec(&told).expect("plain data");
+                Txn::new().require(key.to_string(), revision).put(key.to_string(), value)
+            })
+        })
+        .await;
     }
 
     async fn decoded<T: serde::de::DeserializeOwned>(&self, key: &Key) -> Option<(T, u64)> {
@@ -207,6 +245,7 @@ impl Gateway {
             let link = link.or(before.as_ref().map(|before| before.link)).unwrap_or_default();
             let unchanged_link = before.as_ref().is_some_and(|before| before.link == link);
             report.link = link;
+            report.told = before.as_ref().and_then(|before| before.told);
             report.since = match &before {
                 Some(before) if unchanged_link => before.since,
                 _ => self.world.now(),
@@ -314,6 +353,15 @@ impl Gateway {
 
     /// Sends every connected host what is new for it.
     fn push(&mut self) {
+        if recovery::is_on(&self.view) && !self.world.mutates(Mutation::OrdersWhileRecovering) {
+            let incarnation = self.incarnation().unwrap_or_default();
+            for line in self.lines.values_mut().filter(|line| !line.is_held) {
+                line.is_held = true;
+                // A line that has just ended is told of by its own message.
+                let _ = line.down.send(Down::Hold { incarnation });
+            }
+            return;
+        }
         for (host, line) in &mut self.lines {
             let mut now = assignment(&self.view, host);
             for ((on, uid), (name, epoch)) in &self.strays {

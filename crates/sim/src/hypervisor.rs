@@ -9,13 +9,14 @@ use sterna_agent::hypervisor::{
 };
 use sterna_base::units::{Bytes, Span};
 use sterna_model::forecast::LoadSample;
-use sterna_model::line::{Laying, Line, LineKey};
+use sterna_model::line::{Laying, LineKey};
 use sterna_model::migration::Progress;
 use sterna_wire::assignment::{Carry, Outgoing};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use crate::carrier;
+use crate::direct;
 use crate::mutation::Mutation;
 use crate::qemu::{End, Qemu};
 use crate::transfer;
@@ -87,6 +88,7 @@ impl Hypervisor for Bench {
                 let epoch = self.world.lock().machines.qemus.get(&id).map_or(0, |qemu| qemu.epoch);
                 let (guest, happenings) = self.attach(id);
                 guest.thaw_by_mistake().await;
+                guest.end_orphan();
                 Look::Alive { guest, happenings, epoch }
             }
             (None, Some(record)) => Look::Ended(record),
@@ -140,7 +142,10 @@ impl Hypervisor for Bench {
                 wants_cancel: false,
                 sent: 0,
                 is_frozen: false,
+                is_hung: false,
+                is_mute: false,
                 way: None,
+                direct: None,
                 arrival: None,
                 told: None,
             })
@@ -293,7 +298,8 @@ impl Guest for Held {
         carry: Option<&Carry>,
         laying: Option<Laying>,
     ) -> Result<Listening, GuestError> {
-        if let Some(carry) = carry {
+        let straight = carry.is_some_and(|carry| carry.straight);
+        if let Some(carry) = carry.filter(|_| !straight) {
             return Ok(Listening { at: self.receive(at, carry.session).await?, line: None });
         }
         let port = 40_000 + u16::try_from(self.id % 20_000).unwrap_or(0);
@@ -303,10 +309,7 @@ impl Guest for Held {
         let listening = self
             .tell(|qemu| {
                 if qemu.listens.is_none() {
-                    qemu.line = laying.map(|laying| Line {
-                        key: laying.is_encrypted.then(|| LineKey::new(key)),
-                        channels: laying.channels,
-                    });
+                    qemu.line = direct::line(laying, straight, port, LineKey::new(key));
                 }
                 let at = *qemu.listens.get_or_insert(SocketAddr::new(at, port));
                 Ok(Listening { at, line: qemu.line.clone() })
@@ -333,21 +336,24 @@ impl Guest for Held {
 
     async fn send(&self, outgoing: &Outgoing, _limits: Limits) -> Result<(), GuestError> {
         let to = outgoing.to;
-        if let Some(carry) = &outgoing.carry {
+        if let Some(carry) = outgoing.carry.as_ref().filter(|_| outgoing.is_carried()) {
             return self.depart(to, carry.session, outgoing.seed).await;
+        }
+        if outgoing.straight_disks().is_some() {
+            return self.part(to, outgoing.line.clone()).await;
         }
         self.tell(|qemu| {
             if qemu.transfer == Transfer::Going {
                 return Err(GuestError::Refused("a migration is already under way".to_owned()));
             }
-            qemu.way = None;
+            (qemu.way, qemu.direct) = (None, None);
             qemu.transfer = Transfer::Going;
             qemu.wants_cancel = false;
             Ok(())
         })
         .await?;
         self.moment("sends");
-        tokio::spawn(transfer::run(self.bench.world.clone(), self.id, to, outgoing.line.clone()));
+        tokio::spawn(transfer::run(self.bench.world.clone(), self.id, to, outgoing.line.clone(), None));
         Ok(())
     }
 
@@ -392,6 +398,20 @@ impl Guest for Held {
 
     async fn resize_disk(&self, _index: usize, _size: Bytes) -> Result<(), GuestError> {
         self.tell(|_| Ok(())).await
+    }
+
+    async fn ping(&self, _within: Duration) -> Result<(), GuestError> {
+        self.bench.lives().await;
+        let state = self.bench.world.lock();
+        let qemu = state.machines.qemus.get(&self.id).filter(|qemu| qemu.runs() && !qemu.is_mute);
+        qemu.map(|_| ()).ok_or_else(|| GuestError::Unclear("it did not answer in time".to_owned()))
+    }
+
+    async fn activity(&self) -> Result<u64, GuestError> {
+        self.bench.lives().await;
+        let state = self.bench.world.lock();
+        let written = state.machines.qemus.get(&self.id).and_then(|qemu| qemu.memory);
+        written.ok_or_else(|| GuestError::Unclear("the connection was lost".to_owned()))
     }
 
     async fn load(&self, _window: Option<Duration>) -> Result<LoadSample, GuestError> {

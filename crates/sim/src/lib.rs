@@ -14,6 +14,8 @@ pub mod campaign;
 pub mod carrier;
 /// What must hold, after every event and at the end.
 pub mod check;
+/// Disks that go straight from one QEMU to the other.
+pub mod direct;
 /// What guests wrote.
 pub mod disk;
 /// What may be done to the world, and when.

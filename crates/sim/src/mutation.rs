@@ -40,16 +40,22 @@ pub enum Mutation {
     FrozenIsTakenBackAtOnce,
     /// Control gives a VM back to its source under the epoch that the source had.
     ReturnsUnderItsOldEpoch,
+    /// A source whose disks go straight is let go while its guest still writes to them.
+    GoesOnBeforeMirrorsEnd,
+    /// The gateway tells hosts what a restored store says before it is known what they have.
+    OrdersWhileRecovering,
+    /// Control goes on from what a restored store says.
+    RecoversAtOnce,
 }
 
 impl Mutation {
     /// Each with the scenario that catches it.
-    pub const ALL: [(Mutation, &str); 17] = [
+    pub const ALL: [(Mutation, &str); 20] = [
         (Mutation::TrustsIncompleteInventory, "ha/agent-cannot-look"),
         (Mutation::SilenceMeansStopped, "ha/host-is-silent"),
         (Mutation::ReportsResurrect, "vm/agent-dies-when-its-vm-is-removed"),
         (Mutation::SendingMeansReleased, "migration/plain"),
-        (Mutation::EpochStays, "ha/qemu-crashes"),
+        (Mutation::EpochStays, "ha/host-reboots"),
         (Mutation::ReleaseIsLost, "migration/plain"),
         (Mutation::SeenIsForgotten, "ha/host-reboots"),
         (Mutation::NotesAreForgotten, "migration/source-agent-dies-having-released"),
@@ -62,5 +68,8 @@ impl Mutation {
         (Mutation::LoadedBeforeTheEnd, "mover/plain"),
         (Mutation::FrozenIsTakenBackAtOnce, "mover/source-agent-dies-having-granted"),
         (Mutation::ReturnsUnderItsOldEpoch, "mover/target-dies-having-been-granted"),
+        (Mutation::GoesOnBeforeMirrorsEnd, "direct/plain"),
+        (Mutation::OrdersWhileRecovering, "store/restored-after-a-move"),
+        (Mutation::RecoversAtOnce, "store/restored-after-a-start"),
     ];
 }

@@ -27,7 +27,7 @@ fn bytes(value: &impl Serialize) -> Vec<u8> {
 }
 
 impl World {
-    fn meta(&self, name: Name) -> Meta {
+    pub(crate) fn meta(&self, name: Name) -> Meta {
         let uid = {
             let mut state = self.lock();
             let (high, low) = (state.random.word(), state.random.word());
@@ -130,6 +130,11 @@ impl World {
             cloud_init: None,
             shutdown_timeout: Span::from_secs(10),
             restart: Default::default(),
+            on_panic: Default::default(),
+            on_hang: Default::default(),
+            watchdog: false,
+            checks: Vec::new(),
+            priority: Default::default(),
         };
         let txn = self.put_new(Txn::new(), Kind::Volume, &boot, disk);
         self.submit(self.put_new(txn, Kind::Vm, vm, spec))

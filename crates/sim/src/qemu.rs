@@ -16,6 +16,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use uuid::Uuid;
 
 use crate::carrier::{Arrival, Way};
+use crate::direct::Direct;
 use crate::disk::Disks;
 
 /// One process.
@@ -47,8 +48,14 @@ pub struct Qemu {
     pub sent: u64,
     /// Stopped by a signal: it does and answers nothing.
     pub is_frozen: bool,
+    /// The guest does nothing, though its CPUs run.
+    pub is_hung: bool,
+    /// The guest's agent does not answer.
+    pub is_mute: bool,
     /// Source: the mover carries it away.
     pub way: Option<Way>,
+    /// Source: its disks go straight, beside its memory.
+    pub direct: Option<Direct>,
     /// Target: the session that it is filled by.
     pub arrival: Option<Arrival>,
     pub told: Option<UnboundedSender<Happened>>,
@@ -166,6 +173,10 @@ impl Machines {
     pub fn reset(&mut self, id: u64) {
         if let Some(qemu) = self.qemus.get_mut(&id) {
             qemu.memory = Some(self.disks.read(qemu.uid, qemu.host));
+            (qemu.is_hung, qemu.is_mute) = (false, false);
+            if qemu.run == Run::Paused(Pause::Panicked) {
+                qemu.run = Run::Paused(Pause::NotStarted);
+            }
         }
     }
 
@@ -179,6 +190,9 @@ impl Machines {
             }
             if let Some(other) = running.insert(qemu.uid, *id) {
                 wrong.push(format!("S1: {} runs twice: in processes {other} and {id}", qemu.vm));
+            }
+            if qemu.is_hung {
+                continue;
             }
             let disk = self.disks.read(qemu.uid, qemu.host);
             if qemu.memory != Some(disk) {

@@ -4,6 +4,7 @@ use std::io;
 
 use sterna_agent::vm::record::{Notes, Records, Seen};
 use sterna_model::migration::SideState;
+use sterna_wire::assignment::Assignment;
 use uuid::Uuid;
 
 use crate::world::World;
@@ -80,5 +81,16 @@ impl Records for Shelf {
         known.sort();
         known.dedup();
         Ok(known)
+    }
+
+    fn assignment(&self) -> io::Result<Option<Assignment>> {
+        self.alive()?;
+        Ok(self.world.lock().hosts[self.host].assignment.clone())
+    }
+
+    fn save_assignment(&self, assignment: &Assignment) -> io::Result<()> {
+        self.alive()?;
+        self.world.lock().hosts[self.host].assignment = Some(assignment.clone());
+        Ok(())
     }
 }

@@ -104,6 +104,12 @@ pub struct Expect {
     pub on: Option<String>,
     /// How often it booted from its disk.
     pub boots: Option<u64>,
+    /// What it is owned under; the first start's is 1.
+    pub epoch: Option<u64>,
+    /// How often its host reset it by itself.
+    pub resets: Option<u32>,
+    /// Whether its host leaves it alone for that.
+    pub quarantined: Option<bool>,
 }
 
 /// What came of a run.
@@ -188,6 +194,42 @@ pub fn storm(config: Config) -> Outcome {
         operator.abort();
         faults.abort();
         // Power orders of the storm may leave a VM stopped: that is as asked for.
+        end(&world, began).await
+    })
+}
+
+/// The same with a store that is copied before the faults and the orders, and restored after them.
+#[must_use]
+pub fn restored(config: Config) -> Outcome {
+    in_virtual_time(|| async move {
+        let config = drawn(config);
+        let world = World::new(config);
+        let vms: Vec<String> = vec!["web".to_owned(), "db".to_owned()];
+        let began = begin(&world, &vms).await;
+        let quiet = {
+            let mut state = world.lock();
+            state.is_stormy = true;
+            state.random.between(0, 3000)
+        };
+        let orders = tokio::spawn(rain(world.clone(), 600, move |world| {
+            let mut state = world.lock();
+            let hosts = state.hosts.len() as u64;
+            Act::draw_lasting_order(&mut state.random, hosts, &vms)
+        }));
+        let faults = tokio::spawn(rain(world.clone(), 1500, |world| {
+            let mut state = world.lock();
+            let hosts = state.hosts.len() as u64;
+            Act::draw(&mut state.random, hosts)
+        }));
+        world.sleep(quiet).await;
+        world.act(&Act::BackUp);
+        let length = world.lock().random.between(500, 6000);
+        world.sleep(length).await;
+        world.act(&Act::Restore);
+        orders.abort();
+        let after = world.lock().random.between(0, 4000);
+        world.sleep(after).await;
+        faults.abort();
         end(&world, began).await
     })
 }
@@ -318,6 +360,20 @@ fn expectations(world: &World, scenario: &Scenario) -> Vec<String> {
         let host = found.decision().map_or("nowhere", |decision| decision.owner.host.as_str());
         if !allowed.contains(host) {
             wrong.push(format!("{vm} is on {host}, expected {allowed}"));
+        }
+    }
+    let health = found.as_ref().and_then(|found| found.owner_report()).map(|row| row.health.clone());
+    let health = health.unwrap_or_default();
+    if scenario.expect.resets.is_some_and(|resets| resets != health.resets) {
+        wrong.push(format!("{vm} was reset {} times: {:?}", health.resets, health.reset_why));
+    }
+    if scenario.expect.quarantined.is_some_and(|expected| expected != health.quarantine.is_some()) {
+        wrong.push(format!("{vm} is quarantined: {:?}", health.quarantine));
+    }
+    if let (Some(epoch), Some(found)) = (scenario.expect.epoch, &found) {
+        let owned = found.decision().map_or(0, |decision| decision.owner.epoch);
+        if owned != epoch {
+            wrong.push(format!("{vm} is owned under {owned}, expected {epoch}"));
         }
     }
     if let (Some(boots), Some(found)) = (scenario.expect.boots, &found) {

@@ -2,15 +2,19 @@
 
 use std::sync::Arc;
 
+use sterna_base::clock::Clock;
 use sterna_base::scope::Scope;
 use sterna_model::key::{Column, Key, Kind};
 use sterna_model::meta::Object;
 use sterna_model::migration::MigrationSpec;
+use sterna_model::store::{MAIN, Restored, StoreSpec};
 use sterna_model::vm::VmSpec;
 use sterna_store::{Store, Txn};
 use tokio::sync::mpsc;
 
 use crate::gateway;
+use crate::mutation::Mutation;
+use crate::operator::name;
 use crate::store::Reached;
 use crate::store::at_once;
 use crate::world::World;
@@ -98,6 +102,55 @@ impl World {
         self.moment("an older store is back");
         at_once(self.store.commit(txn)).expect("the memory store writes");
         self.on_commit();
+    }
+
+    /// Copies the store.
+    pub fn back_up(&self) {
+        let snapshot = at_once(self.store.range("", None)).expect("the memory store reads");
+        self.say(format!("the store is copied at revision {}", snapshot.revision));
+        self.lock().backup = Some(snapshot);
+    }
+
+    /// The server dies, and starts again over the last copy of its store, as `sterna server restore` leaves it.
+    pub fn restore(&self) {
+        self.kill_server();
+        let Some(backup) = self.lock().backup.clone() else { return };
+        let now = at_once(self.store.range("", None)).expect("the memory store reads");
+        let mut txn = Txn::new();
+        for entry in &now.entries {
+            if !backup.entries.iter().any(|kept| kept.key == entry.key) {
+                txn = txn.delete(&entry.key);
+            }
+        }
+        let main = Key::spec(Kind::Store, &name(MAIN)).to_string();
+        for entry in backup.entries.iter().filter(|entry| entry.key != main) {
+            txn = txn.put(&entry.key, entry.value.clone());
+        }
+        let restored =
+            Restored { at: self.now(), taken: self.now(), revision: backup.revision, incarnation: None };
+        let meta = self.meta(name(MAIN));
+        // Random, as the uid that was drawn with it.
+        let spec = StoreSpec { restored: Some(restored), ..StoreSpec::new(meta.uid) };
+        let spec =
+            if self.mutates(Mutation::RecoversAtOnce) { StoreSpec { restored: None, ..spec } } else { spec };
+        let value = serde_json::to_vec(&Object { meta, spec }).expect("plain data");
+        txn = txn.put(main, value);
+        {
+            let mut state = self.lock();
+            let known: Vec<_> = backup
+                .entries
+                .iter()
+                .filter(|entry| Key::parse(&entry.key).is_some_and(|key| key.kind == Kind::Vm))
+                .filter_map(|entry| serde_json::from_slice::<Object<VmSpec>>(&entry.value).ok())
+                .map(|object| object.meta.uid)
+                .collect();
+            let younger: Vec<_> = state.checker.view.vms().map(|vm| vm.meta.uid).collect();
+            state.lost.extend(younger.into_iter().filter(|uid| !known.contains(uid)));
+            state.checker.forget();
+        }
+        at_once(self.store.commit(txn)).expect("the memory store writes");
+        self.on_commit();
+        self.moment("the store is restored");
     }
 
     /// Does something after a drawn time.

@@ -48,7 +48,7 @@ impl World {
         let mut txn = Txn::new();
         for site in layout.sites() {
             txn = self.put_new(txn, Kind::Datacentre, site, DatacentreSpec::default());
-            let cluster = ClusterSpec { datacentre: name(site), cpu_model: None };
+            let cluster = ClusterSpec { datacentre: name(site), cpu_model: None, reserve: None };
             txn = self.put_new(txn, Kind::Cluster, site, cluster);
         }
         let pool = PoolSpec { kind: layout.pool(), datacentre: None, default: true };

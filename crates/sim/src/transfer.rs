@@ -4,12 +4,15 @@
 //! set-up ─► rounds ─► the source stands still ─► the target has everything ─► `completed` on both, in either order
 //!    └─────────┴──────────────┴─ any failure: the source runs again if it ran before; the target ends
 //! ```
+//!
+//! With disks that go straight the source stands still until its agent has ended their mirrors (`direct`).
 
 use std::net::SocketAddr;
 
 use sterna_agent::hypervisor::{Happened, Pause, Run, Transfer};
 use sterna_model::line::Line;
 
+use crate::direct;
 use crate::mutation::Mutation;
 use crate::qemu::End;
 use crate::world::World;
@@ -21,7 +24,12 @@ struct Moving {
     source_host: usize,
     target_host: usize,
     did_run: bool,
+    /// The life of the agent that ends the mirrors of its disks; absent: no disk goes along.
+    mirrored_by: Option<u64>,
 }
+
+/// For how long a guest stands still while the mirrors cannot end.
+const MIRRORS_END_WITHIN_MS: u64 = 5000;
 
 /// Why a transfer ends early.
 enum Broken {
@@ -31,7 +39,7 @@ enum Broken {
     SourceGone,
 }
 
-pub async fn run(world: World, source: u64, to: SocketAddr, line: Option<Line>) {
+pub async fn run(world: World, source: u64, to: SocketAddr, line: Option<Line>, mirrored_by: Option<u64>) {
     world.pause(1, 10).await;
     let ends = {
         let state = world.lock();
@@ -44,10 +52,11 @@ pub async fn run(world: World, source: u64, to: SocketAddr, line: Option<Line>) 
         target.and_then(|target| Some((target, host_of(source)?, host_of(target)?)))
     };
     let Some((target, source_host, target_host)) = ends else {
-        fail(&world, source, Transfer::Failed { why: "connection refused".to_owned() }, false);
-        return;
+        let why = "connection refused".to_owned();
+        fail(&world, source, Transfer::Failed { why: why.clone() }, false);
+        return direct::end(&world, source, direct::Stage::Failed(why));
     };
-    let mut moving = Moving { world, source, target, source_host, target_host, did_run: false };
+    let mut moving = Moving { world, source, target, source_host, target_host, did_run: false, mirrored_by };
     if let Err(broken) = moving.copy().await {
         moving.undo(&broken);
         return;
@@ -110,6 +119,9 @@ impl Moving {
             if let Some(qemu) = machines.qemus.get_mut(&self.target) {
                 qemu.transfer = Transfer::Going;
             }
+            if let Some(qemu) = machines.qemus.get_mut(&self.source) {
+                qemu.transfer = Transfer::Going;
+            }
         });
         self.say(self.source_host, "copies");
         let rounds = self.world.draw(1, 6);
@@ -121,6 +133,12 @@ impl Moving {
                 }
             });
         }
+        if self.mirrored_by.is_some() && self.world.mutates(Mutation::GoesOnBeforeMirrorsEnd) {
+            self.mirrored_by = None;
+            self.mirror();
+            self.step(5, 150).await?;
+            direct::end(&self.world, self.source, direct::Stage::Over);
+        }
         self.did_run = self.world.on_machines(|machines| {
             let did_run = machines.qemus.get(&self.source).is_some_and(|qemu| qemu.run == Run::Running);
             machines.pause(self.source, Pause::Migrated);
@@ -128,7 +146,40 @@ impl Moving {
         });
         self.say(self.source_host, "stands still");
         self.look()?;
+        if let Some(life) = self.mirrored_by {
+            self.end_mirrors(life).await?;
+        }
         self.step(1, 30).await
+    }
+
+    /// By the agent, which QEMU waits for as long as it takes.
+    async fn end_mirrors(&self, life: u64) -> Result<(), Broken> {
+        let mut waited = 0;
+        loop {
+            self.world.sleep(5).await;
+            self.look()?;
+            let is_there = self.world.is_agent_alive(self.source_host, life);
+            if is_there && !self.is_cut() {
+                break;
+            }
+            waited += if is_there { 5 } else { 0 };
+            if waited >= MIRRORS_END_WITHIN_MS {
+                return Err(Broken::Failed("the mirrors did not end"));
+            }
+        }
+        self.mirror();
+        self.say(self.source_host, "mirrors ended");
+        direct::end(&self.world, self.source, direct::Stage::Over);
+        Ok(())
+    }
+
+    fn mirror(&self) {
+        self.world.on_machines(|machines| {
+            let uid = machines.qemus.get(&self.source).map(|source| source.uid);
+            if let Some(uid) = uid {
+                machines.disks.mirror(uid, self.source_host, self.target_host);
+            }
+        });
     }
 
     fn undo(&self, broken: &Broken) {
@@ -137,7 +188,12 @@ impl Moving {
             Broken::Cancelled => Transfer::Cancelled,
             Broken::SourceGone => Transfer::None,
         };
+        let why = match &transfer {
+            Transfer::Failed { why } => why.clone(),
+            _ => "cancelled".to_owned(),
+        };
         fail(&self.world, self.source, transfer, self.did_run);
+        direct::fail(&self.world, self.source, why);
         self.world.on_machines(|machines| {
             machines.end(self.target, End::LoadFailed);
         });

@@ -13,7 +13,8 @@ use sterna_agent::vm::record::{Notes, Seen};
 use sterna_base::clock::{Clock, Timestamp};
 use sterna_base::scope::Scope;
 use sterna_model::meta::Name;
-use sterna_store::Memory;
+use sterna_store::{Memory, Snapshot};
+use sterna_wire::assignment::Assignment;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -88,6 +89,8 @@ pub struct Host {
     pub seen: BTreeMap<Uuid, Seen>,
     /// In memory of the machine: dies with its boot.
     pub notes: BTreeMap<Uuid, Notes>,
+    /// Likewise.
+    pub assignment: Option<Assignment>,
     pub line_is_cut: bool,
     /// Milliseconds of the world when the line was last cut.
     pub line_was_cut: u64,
@@ -131,6 +134,8 @@ pub struct State {
     pub injected: Injected,
     /// VMs that the store has lost; they run on all the same.
     pub lost: BTreeSet<Uuid>,
+    /// The last copy of the store.
+    pub backup: Option<Snapshot>,
 }
 
 pub struct Inner {
@@ -165,6 +170,7 @@ impl World {
             scope: None,
             seen: BTreeMap::new(),
             notes: BTreeMap::new(),
+            assignment: None,
             line_is_cut: false,
             line_was_cut: 0,
             data_is_cut: false,
@@ -185,6 +191,7 @@ impl World {
             acts_done: BTreeSet::new(),
             injected: Injected::new(),
             lost: BTreeSet::new(),
+            backup: None,
             config,
         };
         let store = Memory::new(Arc::new(move || started.elapsed()));

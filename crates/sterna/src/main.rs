@@ -2,6 +2,8 @@
 //! host's lease, `sterna server run` and `sterna agent run` are the two services, `sterna lab` is a small world, and
 //! everything else talks to the API.
 
+/// `sterna server backup` and `sterna server restore`.
+mod backup;
 /// `sterna host check`: can this machine be a host?
 mod check;
 /// What the services' settings files say, as far as this binary writes them.
@@ -128,6 +130,8 @@ async fn on_this_machine(machine: Machine, global: &sterna_cli::Global) -> anyho
     match machine {
         Machine::ServerRun(args) => run::server(&args).await,
         Machine::ServerInit(args) => init::init(&args, global, &terminal).await,
+        Machine::ServerBackup(args) => backup::backup(&args, global, &terminal).await,
+        Machine::ServerRestore(args) => backup::restore(&args, global, &terminal).await,
         Machine::Agent(AgentVerb::Run(args)) => run::agent(&args).await,
         Machine::Agent(AgentVerb::Join(args)) => join::command(&args, &terminal).await,
         Machine::HostCheck(args) => check::check(&args, global, &terminal).await,

@@ -260,3 +260,118 @@ fn services_start_without_systemd_and_end_when_told() {
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     world.eventually("the server has ended", |world| world.sterna("server status").code == 4);
 }
+
+#[test]
+fn a_backup_makes_a_server_of_another_machine() {
+    let (mut old, mut new) = (World::new(), World::new());
+    assert_eq!(old.init("--server-only").code, 0);
+    old.serve();
+    old.ok("datacentre create north --location here");
+    let file = new.path("one.backup");
+    let file = file.display();
+    old.ok(&format!("server backup --settings {} --to {file}", old.path("server.toml").display()));
+    let again =
+        old.sterna(&format!("server backup --settings {} --to {file}", old.path("server.toml").display()));
+    assert!(again.code == 1 && again.talk.contains("exists already"), "{again:?}");
+    // What came after it is not in it.
+    old.ok("datacentre create south");
+
+    let settings = new.path("server.toml");
+    let restored = new.sterna(&format!(
+        "server restore {file} --settings {} --data-dir {}",
+        settings.display(),
+        new.path("server").display()
+    ));
+    assert_eq!(restored.code, 0, "{restored:?}");
+    assert!(restored.talk.contains("written from the backup"), "{}", restored.talk);
+    // Another port, because both are one machine here; the person's token and CA are the old ones.
+    let moved = |text: String| {
+        let text = text.replace(&old.port.to_string(), &new.port.to_string());
+        text.replace(&old.path("").display().to_string(), &new.path("").display().to_string())
+    };
+    std::fs::write(&settings, moved(std::fs::read_to_string(&settings).unwrap())).unwrap();
+    std::fs::create_dir(new.path("cli")).unwrap();
+    std::fs::copy(old.path("cli/ca.pem"), new.path("cli/ca.pem")).unwrap();
+    let context = std::fs::read_to_string(old.path("cli/config.toml")).unwrap();
+    std::fs::write(new.path("cli/config.toml"), moved(context)).unwrap();
+    new.serve();
+    let names = |world: &World| {
+        let list = json(&world.ok("datacentre list -o json"));
+        list.as_array().unwrap().iter().map(|it| it["meta"]["name"].to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(names(&new), ["\"default\"", "\"north\""]);
+    // There is no host to wait for.
+    new.eventually("the recovery ends", |world| world.sterna("server recover").talk.contains("recovered at"));
+    let (old, new) = (json(&old.ok("server show -o json")), json(&new.ok("server show -o json")));
+    assert_ne!(old["incarnation"], new["incarnation"]);
+    assert_eq!(new["restored"]["incarnation"], old["incarnation"]);
+    assert_eq!((&old["mode"], &new["mode"]), (&"normal".into(), &"normal".into()));
+}
+
+#[test]
+fn alerts_are_listed_and_tested_from_the_command_line() {
+    let mut world = World::new();
+    assert_eq!(world.init("--server-only").code, 0);
+    let logs = std::os::unix::net::UnixDatagram::bind(world.path("log")).unwrap();
+    let settings = world.path("server.toml");
+    let text = std::fs::read_to_string(&settings).unwrap();
+    let receiver = format!("\n[alerts.syslog.near]\nto = \"{}\"\n", world.path("log").display());
+    std::fs::write(&settings, text + &receiver).unwrap();
+    world.serve();
+    assert_eq!(world.sterna("alert list").talk, "no alerts\n");
+    assert!(world.ok("alert receivers").contains("syslog/near"));
+    assert!(world.ok("alert test").contains("syslog/near  yes"));
+    let mut buffer = [0; 2048];
+    let length = logs.recv(&mut buffer).unwrap();
+    assert!(String::from_utf8_lossy(&buffer[..length]).contains("nothing is wrong"));
+    let refused = world.sterna("alert test mail/nobody");
+    assert!(refused.code == 1 && refused.talk.contains("does not exist"), "{refused:?}");
+    let refused = world.sterna("alert ack nothing-fires");
+    assert!(refused.code == 1 && refused.talk.contains("does not exist"), "{refused:?}");
+    // Where nobody listens, that is said.
+    drop(logs);
+    let failed = world.sterna("alert test syslog/near");
+    assert!(failed.code == 1 && failed.data.contains("no") && failed.talk.contains("[alerts]"), "{failed:?}");
+}
+
+#[test]
+fn a_restore_that_is_killed_leaves_all_or_nothing() {
+    let world = World::new();
+    assert_eq!(world.init("--server-only").code, 0);
+    let (file, settings) = (world.path("one.backup"), world.path("server.toml"));
+    let (file, settings) = (file.display(), settings.display());
+    world.ok(&format!("server backup --settings {settings} --to {file}"));
+    let (above, data) = (world.path("there"), world.path("there/server"));
+    let restore = format!("server restore {file} --settings {settings} --data-dir {}", data.display());
+    let began = std::time::Instant::now();
+    world.ok(&restore);
+    let takes = began.elapsed();
+    std::fs::remove_dir_all(&data).unwrap();
+    let mut whole = 0;
+    for part in 0..40 {
+        let mut child = world.command(&restore).stderr(std::process::Stdio::null()).spawn().unwrap();
+        let began = std::time::Instant::now();
+        // The moment of the kill goes through all that it does, and a little beyond.
+        while began.elapsed() < takes * part / 36 {
+            std::thread::yield_now();
+        }
+        let _ = child.kill();
+        child.wait().unwrap();
+        if data.exists() {
+            whole += 1;
+            for name in ["ca.pem", "ca.key"] {
+                assert_eq!(
+                    std::fs::read(data.join(name)).unwrap(),
+                    std::fs::read(world.path("server").join(name)).unwrap()
+                );
+            }
+            drop(sterna_store::Sqlite::open(&data.join("store.db")).unwrap());
+            std::fs::remove_dir_all(&data).unwrap();
+        }
+    }
+    assert!(whole < 40, "nothing was killed in time");
+    // What the killed ones left is taken away by the next.
+    world.ok(&restore);
+    let left: Vec<_> = std::fs::read_dir(&above).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["server"]);
+}

@@ -8,6 +8,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use lab_world::console::Console;
 use lab_world::{
     Plot, Ran, SHARED, binary, get, image, name, neighbour, ok, ran, running, running_on, serving, sterna,
     sterna_lab, until, until_state,
@@ -27,7 +28,6 @@ use sterna_model::error::Code;
 use sterna_model::network::NetworkKind;
 use sterna_model::network::NetworkSpec;
 use sterna_model::status::VmState;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const PLOT: Plot = Plot { name: "e2e", net: "10.94.0.0/16", port: 7743, datacentres: "a,b" };
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -150,43 +150,6 @@ fn a_volume_grows_under_its_guest_which_says_so_on_the_console() -> Result<()> {
         ensure!(smaller.code == 1, "{smaller:?}");
         Ok(())
     })
-}
-
-/// A guest's serial line.
-struct Console {
-    line: sterna_client::Stream,
-    asked: u32,
-}
-
-impl Console {
-    async fn open(world: &World, vm: &Vm) -> Result<Self> {
-        let line = world.user.client.vms().console(vm.name()).await?;
-        Ok(Self { line, asked: 0 })
-    }
-
-    /// What a command at the guest's shell prints.
-    async fn ask(&mut self, command: &str) -> Result<String> {
-        self.asked += 1;
-        // Put together by the shell, so that the echo of what is typed is not taken for the answer.
-        let (begin, end) = (format!("<{}<", self.asked), format!(">{}>", self.asked));
-        let line = format!("\necho '<'{0}'<'; {command}; echo '>'{0}'>'\n", self.asked);
-        self.line.write_all(line.as_bytes()).await?;
-        let mut read = Vec::new();
-        let answer = async {
-            loop {
-                let text = String::from_utf8_lossy(&read).into_owned();
-                let answer = text.split_once(&begin).and_then(|(_, rest)| rest.split_once(&end));
-                if let Some((answer, _)) = answer {
-                    return anyhow::Ok(answer.trim().to_owned());
-                }
-                let mut some = [0; 1024];
-                let length = self.line.read(&mut some).await?;
-                ensure!(length > 0, "the console was closed after {text:?}");
-                read.extend_from_slice(&some[..length]);
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(20), answer).await.context("the shell does not answer")?
-    }
 }
 
 #[test]

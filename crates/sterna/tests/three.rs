@@ -4,12 +4,38 @@
 
 mod lab_world;
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
-use lab_world::{Plot, name, running_on};
+use lab_world::{Plot, name, ok, running_on, until};
+use serde_json::Value;
 use sterna_base::units::Span;
+use sterna_lab::bench::world::World;
 use sterna_lab::user;
 
 const PLOT: Plot = Plot { name: "e2e-three", net: "10.93.0.0/16", port: 7749, datacentres: "a,b,c" };
+
+/// By now the first host of each has measured its lines, although nothing has gone over them.
+async fn all_lines_are_probed(world: &World) -> Result<()> {
+    until(Duration::from_secs(60), "every line to be probed", async || {
+        let mut seen = 0;
+        for from in ["a", "b", "c"] {
+            let shown: Value =
+                serde_json::from_str(&ok(world, &format!("datacentre show {from} -o json"))?.data)?;
+            let lines = shown["status"]["lines"].as_object().context("no lines are shown")?;
+            let by_its_first = |line: &Value| line["host"] == format!("{from}1") && line["rate"].is_string();
+            seen += lines.values().filter(|line| by_its_first(line)).count();
+        }
+        Ok(seen == 6)
+    })
+    .await?;
+    let host = ok(world, "host show a1")?.data;
+    ensure!(host.contains("round_trip") && host.contains("mover"), "{host}");
+    let forecast = ok(world, "vm forecast round --to b1 -o json")?.data;
+    ensure!(forecast.contains("MB/s, as host a1 probed the line to host b1 at 2"), "{forecast}");
+    ensure!(forecast.contains("round trip, as host a1 probed it"), "{forecast}");
+    Ok(())
+}
 
 #[test]
 fn a_vm_goes_from_the_first_to_the_second_to_the_third_and_home_again() -> Result<()> {
@@ -19,6 +45,7 @@ fn a_vm_goes_from_the_first_to_the_second_to_the_third_and_home_again() -> Resul
         let vm = running_on(world, "round", host("a1")?).await?;
         let address = user::address(&vm)?;
         world.guest_answers(host("a1")?, address).await?;
+        all_lines_are_probed(world).await?;
         let mut sent = Vec::new();
         for to in ["b1", "c1", "a1"] {
             let ended = world.user.move_to(&name("round"), &name(to), Span::from_millis(1000)).await?;

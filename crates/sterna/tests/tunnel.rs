@@ -8,8 +8,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use lab_world::{Plot, SHARED, name, ok, ran, serving, sterna_lab, until};
+use lab_world::console::Console;
+use lab_world::{Plot, SHARED, name, ok, ran, running_on, serving, sterna_lab, until};
 use rustix::process::Signal;
+use sterna_base::units::Span;
 use sterna_client::Filter;
 use sterna_lab::bench::world::{Process, World};
 use sterna_lab::netns;
@@ -124,6 +126,67 @@ fn after_a_cut_of_the_line_and_after_the_end_of_an_agent_the_network_is_whole() 
         .await?;
         with_tunnels(world).await?;
         ensure!(pings(world, here, &to), "the next agent disturbs nothing");
+        Ok(())
+    })
+}
+
+/// The guest's DHCP client, which tells what it was given and by whom.
+const CLIENT: &str = "udhcpc -f -i eth0 -s /etc/udhcpc.script -t 5 -T 1";
+
+/// Waits until the client in the background has had so many leases; what it has told.
+async fn leased(console: &mut Console, times: usize) -> Result<String> {
+    let mut told = String::new();
+    until(PATIENCE, &format!("lease number {times}"), async || {
+        told = console.ask("cat /run/lease").await?;
+        Ok(told.matches("lease of ").count() >= times)
+    })
+    .await?;
+    Ok(told)
+}
+
+fn given_by(told: &str) -> Result<&str> {
+    let newest = told.lines().rfind(|line| line.contains("lease of ")).context("no lease")?;
+    let from = newest.split_once("obtained from ").context("from nobody")?.1;
+    Ok(from.split(',').next().unwrap_or_default())
+}
+
+#[test]
+fn a_guest_that_moved_to_another_datacentre_renews_its_lease_and_reaches_its_gateway() -> Result<()> {
+    lab_world::run(&PLOT, async |world| {
+        with_tunnels(world).await?;
+        let host = |text: &str| world.lab.host(text).with_context(|| format!("no host {text}"));
+        let (here, there) = (host("a1")?, host("b1")?);
+        world.user.ensure_image(&name("tiny"), &lab_world::image()?).await?;
+        let vm = running_on(world, "renews", here).await?;
+        let address = user::address(&vm)?;
+        world.guest_answers(here, address).await?;
+        let mut console = Console::open(world, &vm).await?;
+        console.ask(&format!("killall udhcpc; ({CLIENT} >/run/lease 2>&1 &)")).await?;
+        let told = leased(&mut console, 1).await?;
+        ensure!(given_by(&told)? == on_network(world, here).await?, "{told}");
+        drop(console);
+        world.user.move_to(&name("renews"), &name("b1"), Span::from_millis(1000)).await?;
+
+        let mut console = Console::open(world, &vm).await?;
+        let route = console.ask("ip route").await?;
+        let gateway = route.split_once("default via ").context(route.clone())?.1;
+        let gateway = gateway.split_whitespace().next().context("no gateway")?.to_owned();
+        let ping = format!("ip neigh flush dev eth0; ping -c 3 -W 2 {gateway}");
+        let answers = console.ask(&ping).await?;
+        ensure!(answers.contains("3 packets received"), "before it renewed: {answers}");
+        console.ask("killall -USR1 udhcpc").await?;
+        // It asks where it was, where nobody answers it any more, and then everybody.
+        let told = leased(&mut console, 2).await?;
+        ensure!(told.matches(&format!("lease of {address} ")).count() == 2, "another address: {told}");
+        // One that begins anew says who answers now.
+        let told = console.ask(&format!("killall udhcpc; {CLIENT} -q -n 2>&1")).await?;
+        ensure!(given_by(&told)? == on_network(world, there).await?, "{told}");
+        ensure!(console.ask("ip route").await?.contains(&format!("default via {gateway} dev eth0")));
+        let answers = console.ask(&ping).await?;
+        ensure!(answers.contains("3 packets received"), "after it renewed: {answers}");
+        for from in [here, there] {
+            world.guest_answers(from, address).await.with_context(|| format!("from {}", from.name()))?;
+        }
         Ok(())
     })
 }

@@ -208,6 +208,14 @@ fn a_move_over_a_line_that_does_not_come_back_is_called_off() -> Result<()> {
     })
 }
 
+/// Which way a move took and why, in its own words.
+async fn method_of(world: &World, migration: &str) -> Result<String> {
+    let shown = world.user.client.migrations().get(&name(migration)).await?;
+    let method = shown.decision.context("it was never decided")?.method;
+    println!("{migration}: {method}");
+    Ok(method)
+}
+
 #[test]
 fn a_vm_on_a_hosts_own_disk_moves_like_any_other() -> Result<()> {
     lab_world::run(&PLOT, async |world| {
@@ -219,6 +227,8 @@ fn a_vm_on_a_hosts_own_disk_moves_like_any_other() -> Result<()> {
         moved(world, "near", &there.name()).await?;
         volume_is(world, "near", "default", &there.name()).await?;
         ensure!(boot_of(world, &vm, here).await? == boot, "it runs on, and not anew");
+        let way = method_of(world, "near-1").await?;
+        ensure!(way.starts_with("memory and disks straight from host to host: volume near-boot"), "{way}");
         // A drain brings it back, also without being told where to.
         ok(world, &format!("host drain {}", there.name()))?;
         until(PATIENCE, "the drain to move it", async || {
@@ -226,6 +236,8 @@ fn a_vm_on_a_hosts_own_disk_moves_like_any_other() -> Result<()> {
         })
         .await?;
         ensure!(boot_of(world, &vm, there).await? == boot);
+        let way = method_of(world, "near-2").await?;
+        ensure!(way.starts_with("through the mover: host") && way.contains("has a former copy"), "{way}");
         ok(world, &format!("host undrain {}", there.name())).map(drop)
     })
 }

@@ -8,6 +8,8 @@
 
 /// A suite that every back end must pass: call [`conformance::all`] from its tests.
 pub mod conformance;
+/// Copies of files in use, and stores that go on from one.
+pub mod copy;
 mod disk;
 /// What a call may answer instead of what was asked, one variant per decision of the caller.
 pub mod error;

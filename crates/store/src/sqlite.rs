@@ -10,8 +10,8 @@
 //! Beside `FILE` lie `FILE-wal` and `FILE-shm`, which belong to SQLite, and `FILE.lock`.
 
 mod commit;
-mod read;
-mod row;
+pub(crate) mod read;
+pub(crate) mod row;
 
 use std::collections::VecDeque;
 use std::path::Path;

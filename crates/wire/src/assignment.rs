@@ -5,8 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use serde::{Deserialize, Serialize};
 use sterna_base::units::{Bytes, Span};
 use sterna_model::bandwidth::Share;
+use sterna_model::health::{HealthCheck, OnFault};
 use sterna_model::image::Format;
-use sterna_model::line::Line;
+use sterna_model::line::{DiskLine, Line};
 use sterna_model::meta::Name;
 use sterna_model::network::{Cidr, Mac};
 use sterna_model::pool::PoolKind;
@@ -34,6 +35,35 @@ pub struct Assignment {
     /// Of the moves that leave this host over a line with limits.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub paces: Vec<Pace>,
+    /// Lines to other datacentres that this host measures: at first sight, then now and then. One that a move begins to
+    /// use is not in here meanwhile.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub probes: Vec<Probe>,
+    /// Absent: no other host measures a line to this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probed: Option<Probed>,
+}
+
+/// One line to measure.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Probe {
+    /// To which it goes.
+    pub datacentre: Name,
+    /// The host there that answers, whose certificate must be met.
+    pub peer: Name,
+    /// Of its mover, as it reported it.
+    pub at: SocketAddr,
+    pub session: Uuid,
+    /// How much of the line it may take: the lower counts, as for a move.
+    pub shares: Vec<Share>,
+}
+
+/// Probes to answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Probed {
+    pub listen: IpAddr,
+    /// One for each host that measures.
+    pub sessions: Vec<Uuid>,
 }
 
 /// How fast a move may go. The host reads the time of day from its own clock.
@@ -83,7 +113,7 @@ pub enum Role {
         migration: Name,
         machine: Box<Machine>,
         listen: IpAddr,
-        /// Absent: one QEMU calls the other.
+        /// Absent: one QEMU calls the other, and no disk goes along.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         carry: Option<Carry>,
         /// One QEMU calls the other with so many connections beside the first. Absent: with one, in clear.
@@ -106,9 +136,31 @@ pub struct Owner {
     /// Present: continue the copy that this migration left here, and never start a new process under this epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub continues: Option<Name>,
+    /// Present: the copy that is here under this epoch goes on as it is, under the order's. Only said to a host that held.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopts: Option<u64>,
     /// Present: send this VM's memory away.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outgoing: Option<Outgoing>,
+    /// Present: a copy that ends without being asked may be started again here under the same epoch, before anybody is
+    /// asked; the number is that of the restarts in a row before this epoch. Absent: the server decides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restart_here: Option<u32>,
+    /// What the host does by itself for a guest that fails. Absent: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthOrder>,
+}
+
+/// As the VM's spec has it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HealthOrder {
+    pub on_panic: OnFault,
+    pub on_hang: OnFault,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub checks: Vec<HealthCheck>,
+    /// Counts start and stop requests of people: a later one lifts a quarantine.
+    pub power_request: u64,
 }
 
 /// An order to the source of a migration.
@@ -117,7 +169,7 @@ pub struct Outgoing {
     pub migration: Name,
     /// `ADDRESS:PORT` of the listening target.
     pub to: SocketAddr,
-    /// Absent: one QEMU calls the other.
+    /// Absent: one QEMU calls the other, and no disk goes along.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub carry: Option<Carry>,
     /// As the target said it.
@@ -131,7 +183,23 @@ pub struct Outgoing {
     pub seed: bool,
 }
 
-/// How the mover takes a VM from one host to the other.
+impl Outgoing {
+    /// Present: its disks go straight to the target's QEMU, like its memory. A target that laid no line for them has the
+    /// mover: its agent knows of nothing else.
+    #[must_use]
+    pub fn straight_disks(&self) -> Option<(&[usize], &DiskLine)> {
+        let carry = self.carry.as_ref().filter(|carry| carry.straight && !self.seed)?;
+        Some((&carry.disks[..], self.line.as_ref()?.disks.as_ref()?))
+    }
+
+    /// The mover takes it.
+    #[must_use]
+    pub fn is_carried(&self) -> bool {
+        self.carry.is_some() && self.straight_disks().is_none()
+    }
+}
+
+/// What goes with a VM from one host to the other, and who takes it: the mover, unless it goes straight.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Carry {
     /// Names the session on both sides; nobody else knows it.
@@ -140,6 +208,9 @@ pub struct Carry {
     pub peer: Name,
     /// Of `machine.disks`, those whose content goes as well.
     pub disks: Vec<usize>,
+    /// One QEMU calls the other, and writes those disks there itself. An agent that does not know of this has the mover.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub straight: bool,
     /// For the target: VMs that it runs whose memory resembles what comes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub siblings: Vec<Uuid>,

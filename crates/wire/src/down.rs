@@ -14,6 +14,9 @@ pub enum Down {
     Assignment(Box<Assignment>),
     /// Dial back `GET /agent/v1/attach/TICKET` with `Upgrade: sterna-stream` and connect it to this end of the VM.
     Attach { ticket: String, vm: Name, uid: Uuid, end: End },
+    /// The store came back from a backup and does not know what is here: let go of every order, go on with what is here as it
+    /// is, and tell all of it in an inventory that says so.
+    Hold { incarnation: Uuid },
     /// Nothing to say; proves that the line is alive. Sent every 5 s.
     Alive,
 }

@@ -13,6 +13,10 @@ use sterna_model::volume::VolumeReport;
 use uuid::Uuid;
 
 /// One element of a report.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "what VMs say is most of what is said: a box for each would cost more"
+)]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]
 pub enum Up {
@@ -24,6 +28,9 @@ pub enum Up {
         complete: bool,
         vms: Vec<VmSeen>,
         volumes: Vec<VolumeSeen>,
+        /// The incarnation whose `Hold` came before: no order from before it is carried out any more.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        held: Option<Uuid>,
     },
     /// One VM changed. `report: null`: nothing of it is left here.
     Vm(VmSeen),

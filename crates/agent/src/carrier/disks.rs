@@ -21,28 +21,23 @@ use sterna_mover::volume::source::MirrorTo;
 use sterna_mover::volume::target::Export;
 use sterna_mover::volume::{self, Limits, Outcome, Pressure, SourceEvent, Spill, Volume};
 use sterna_qemu::qmp::Client;
-use sterna_qemu::qmp::export::NbdExport;
-use sterna_qemu::qmp::mirror::{CopyMode, Depth, Mirror, NbdNode, OnError};
+use sterna_qemu::qmp::export::{NbdAddress, NbdExport};
+use sterna_qemu::qmp::mirror::{CopyMode, Depth, NbdNode};
 use sterna_wire::assignment::Carry;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::mirrors::{Jobs, Shape, away};
 use super::patience::{CalledOff, LINE_PATIENCE};
 use super::{Carriers, Departure, Error};
 use crate::qemu_hypervisor::node_of;
 use minder::Minder;
 
-/// Jobs and nodes of ours, which have no device.
-const AWAY: &str = "away";
 /// The target QEMU's block server, in the guest's directory.
 const SERVER: &str = "disks.sock";
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Memory begins when the disks are no further behind than this: what is left then goes with the switchover.
 const LAG_MAX: Duration = Duration::from_secs(1);
-/// A mirror that is ready ends within milliseconds: its other end is on this machine.
-const END_WITHIN: Duration = Duration::from_secs(5);
-/// A guest that is about to leave stands still meanwhile.
-const END_POLL: Duration = Duration::from_millis(2);
 const JOURNAL_MEMORY: u64 = 64 << 20;
 /// In the agent's own folder: a guest that outruns the line for long is slowed, and stays when that does not help.
 const JOURNAL_SPILL: u64 = 4 << 30;
@@ -67,21 +62,11 @@ fn key(carry: &Carry) -> Key {
     Key(key)
 }
 
-fn away(index: usize) -> String {
-    format!("{AWAY}{index}")
-}
-
-fn is_ours(name: &str) -> bool {
-    name.strip_prefix(AWAY)
-        .is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit()))
-}
-
 /// The source's side.
 pub(super) struct Mirrors {
-    client: Client,
     source: Arc<volume::Source>,
     events: mpsc::UnboundedReceiver<SourceEvent>,
-    jobs: Vec<String>,
+    jobs: Jobs,
     /// On the line.
     sent: Arc<AtomicU64>,
     minder: Minder,
@@ -110,7 +95,7 @@ impl Mirrors {
         let (source, sent) = (Arc::new(source), Arc::clone(&departure.disk_bytes));
         let delay_ms = Arc::clone(&departure.disk_delay_ms);
         let minder = Minder::new(departure.vm, line, source.progress(), delay_ms);
-        let mut mirrors = Self { client: client.clone(), source, events, jobs: Vec::new(), sent, minder };
+        let mut mirrors = Self { source, events, jobs: Jobs::none(client), sent, minder };
         for (index, to) in carry.disks.iter().zip(mirrors.source.mirrors().to_vec()) {
             carriers.hand_to_qemu(&to.socket)?;
             mirrors.mirror(*index, to).await?;
@@ -119,31 +104,21 @@ impl Mirrors {
     }
 
     async fn mirror(&mut self, index: usize, to: MirrorTo) -> Result<(), Error> {
-        let job = away(index);
         let node = NbdNode {
-            node: job.clone(),
-            socket: to.socket,
+            node: away(index),
+            at: NbdAddress::Unix(to.socket),
             export: to.export.to_owned(),
             reconnect_delay: Duration::ZERO,
+            open_timeout: Duration::ZERO,
         };
-        self.client.add_nbd_node(&node).await?;
-        let mirror = Mirror {
-            job: job.clone(),
-            node: node_of(index),
-            target: job.clone(),
+        let shape = Shape {
             // What is below the topmost image is at the target as well, or not: names will tell.
             depth: Depth::Full,
             copy_mode: CopyMode::Background,
             buffer: Some(MIRROR_BUFFER),
             granularity: Some(GRANULARITY),
-            on_source_error: OnError::Report,
-            on_target_error: OnError::Report,
-            auto_finalize: true,
-            auto_dismiss: true,
         };
-        self.client.mirror(&mirror).await?;
-        self.jobs.push(job);
-        Ok(())
+        self.jobs.begin(index, node, shape).await
     }
 
     /// Until all was copied once, and the line is close behind the guest.
@@ -158,12 +133,7 @@ impl Mirrors {
             }
             self.count();
             self.minder.mind()?;
-            let jobs = self.client.query_block_jobs().await?;
-            let ours = || jobs.iter().filter(|job| self.jobs.contains(&job.job));
-            if ours().count() < self.jobs.len() {
-                return Err(Error::MirrorFailed);
-            }
-            if !ours().all(|job| job.is_ready) {
+            if !self.jobs.look().await?.iter().all(|job| job.is_ready) {
                 continue;
             }
             let ready: Instant = *ready.get_or_insert_with(Instant::now);
@@ -180,14 +150,10 @@ impl Mirrors {
         }
     }
 
-    /// From here on the copy cannot fall behind: each write waits for the journal, which is near. An old QEMU cannot do
-    /// that, and no write waits there.
+    /// Each write waits for the journal, which is near.
     async fn make_write_blocking(&mut self) -> Result<(), Error> {
-        let schema = self.client.query_schema().await?;
-        for job in &self.jobs {
-            if self.client.make_write_blocking(&schema, job).await? {
-                self.minder.on_write_blocking();
-            }
+        if self.jobs.make_write_blocking().await? {
+            self.minder.on_write_blocking();
         }
         Ok(())
     }
@@ -216,14 +182,7 @@ impl Mirrors {
     /// The guest stands still: both sides of each mirror become alike, and QEMU's part is over.
     pub async fn end(&mut self) -> Result<(), Error> {
         self.minder.on_mirrors_ended();
-        for job in &self.jobs {
-            self.client.finish_mirror(job).await?;
-        }
-        ended(&self.client).await?;
-        for job in &self.jobs {
-            self.client.remove_node(job).await?;
-        }
-        Ok(())
+        self.jobs.end().await
     }
 
     /// Waits, beside everything else, until the target has it all on its disks.
@@ -237,7 +196,7 @@ impl Mirrors {
     }
 
     /// Until what was taken so far is on the target's disks; the guest writes on, and what it writes from here on does
-    /// not matter. Mirrors are removed by [`tidy`].
+    /// not matter. Mirrors are removed by [`super::tidy`].
     pub async fn seed(&mut self) -> Result<(), Error> {
         let mut look = tokio::time::interval(LOOK_EVERY);
         let mut barrier = std::pin::pin!(self.barrier());
@@ -266,32 +225,6 @@ impl Mirrors {
     }
 }
 
-/// Removes what mirrors of a move that failed left in a QEMU.
-pub async fn tidy(client: &Client) -> Result<(), Error> {
-    let jobs = client.query_block_jobs().await?;
-    for job in jobs.iter().filter(|job| is_ours(&job.job)) {
-        client.abort_mirror(&job.job).await?;
-    }
-    ended(client).await?;
-    let nodes = client.query_named_block_nodes().await?;
-    for name in nodes.into_iter().filter_map(|node| node.node_name).filter(|name| is_ours(name)) {
-        client.remove_node(&name).await?;
-    }
-    Ok(())
-}
-
-/// Waits until no mirror of ours is left.
-async fn ended(client: &Client) -> Result<(), Error> {
-    let begun = tokio::time::Instant::now();
-    while client.query_block_jobs().await?.iter().any(|job| is_ours(&job.job)) {
-        if begun.elapsed() > END_WITHIN {
-            return Err(Error::MirrorFailed);
-        }
-        tokio::time::sleep(END_POLL).await;
-    }
-    Ok(())
-}
-
 /// Opens the target's disks to its mover.
 pub(super) async fn export(client: &Client, directory: &Path, carry: &Carry) -> Result<Vec<Export>, Error> {
     let socket = directory.join(SERVER);
@@ -299,7 +232,7 @@ pub(super) async fn export(client: &Client, directory: &Path, carry: &Carry) -> 
     if let Err(error) = client.nbd_server_stop().await {
         tracing::trace!(%error, "no block server to stop");
     }
-    client.nbd_server_start(&socket).await?;
+    client.nbd_server_start(&socket.as_path().into(), 0).await?;
     let mut exports = Vec::new();
     for index in &carry.disks {
         let name = away(*index);
@@ -321,17 +254,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_our_own_jobs_and_nodes_are_tidied_up() {
-        assert!(is_ours("away0") && is_ours("away12"));
-        assert!(!is_ours("away") && !is_ours("away-0") && !is_ours("disk0-image") && !is_ours("awayx"));
-    }
-
-    #[test]
     fn disks_and_memory_of_one_guest_have_sessions_of_their_own() {
         let carry = Carry {
             session: uuid::Uuid::from_u128(7),
             peer: sterna_model::meta::Name::new("b").unwrap(),
             disks: vec![0],
+            straight: false,
             siblings: vec![],
         };
         assert_ne!(session(&carry), SessionId(carry.session.into_bytes()));

@@ -19,8 +19,8 @@ use sterna_wire::assignment::Carry;
 use tokio::sync::{mpsc, oneshot, watch};
 use uuid::Uuid;
 
-use super::disks::{self, Mirrors};
-use super::{Carriers, Error, lock, store_bytes};
+use super::disks::Mirrors;
+use super::{Carriers, Error, lock, mirrors, store_bytes};
 use crate::hypervisor::{GuestError, Happened};
 use way::Way;
 
@@ -196,7 +196,7 @@ impl Carriers {
 
 impl Carriers {
     /// The guest's former way out, which may still be under way; others that are over are forgotten.
-    fn part(&self, vm: Uuid, next: &watch::Receiver<Stage>) -> Option<watch::Receiver<Stage>> {
+    pub(super) fn part(&self, vm: Uuid, next: &watch::Receiver<Stage>) -> Option<watch::Receiver<Stage>> {
         let mut parting = lock(&self.0.parting);
         parting.retain(|_, way| way.has_changed().is_ok());
         parting.insert(vm, next.clone())
@@ -204,7 +204,7 @@ impl Carriers {
 }
 
 /// What an attempt that failed leaves is removed by names that the next one uses as well.
-async fn parted(former: Option<watch::Receiver<Stage>>) {
+pub(super) async fn parted(former: Option<watch::Receiver<Stage>>) {
     let Some(mut former) = former else { return };
     let over = async { while former.changed().await.is_ok() {} };
     if tokio::time::timeout(PART_WITHIN, over).await.is_err() {
@@ -242,7 +242,7 @@ async fn run(
         let _ = departure.client.migrate_cancel().await;
     }
     if (ended.is_err() || over == Stage::Seeded)
-        && let Err(error) = disks::tidy(&departure.client).await
+        && let Err(error) = mirrors::tidy(&departure.client).await
     {
         tracing::warn!(vm = %departure.vm, %error, "mirrors could not be removed");
     }
@@ -276,7 +276,7 @@ async fn begin(
     let mirrors = if departure.carry.disks.is_empty() {
         None
     } else {
-        disks::tidy(client).await?;
+        mirrors::tidy(client).await?;
         let mut mirrors = Mirrors::start(carriers, departure, link.pace()).await?;
         mirrors.catch_up().await?;
         Some(mirrors)

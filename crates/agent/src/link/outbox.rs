@@ -19,6 +19,7 @@ pub struct Outbox {
     waiting: Mutex<Waiting>,
     reports: Notify,
     samples: Notify,
+    inventory: Notify,
 }
 
 #[derive(Default)]
@@ -83,6 +84,15 @@ impl Outbox {
     /// The server has the oldest `count`.
     pub fn done(&self, count: usize) {
         self.lock().reports.drain(..count);
+    }
+
+    /// The server wants to hear again what is here.
+    pub fn ask_for_inventory(&self) {
+        self.inventory.notify_one();
+    }
+
+    pub async fn inventory_asked(&self) {
+        self.inventory.notified().await;
     }
 
     pub async fn samples(&self) -> Samples {

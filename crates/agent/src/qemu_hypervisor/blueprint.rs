@@ -68,6 +68,7 @@ fn config(blueprint: &Blueprint, sockets: &Path) -> Result<Config, SpawnFailed> 
         serial: Some(Serial { socket: sockets.join(SERIAL_SOCKET), log: Some(sockets.join(SERIAL_LOG)) }),
         vnc: Some(sockets.join(VNC_SOCKET)),
         guest_agent: Some(sockets.join(AGENT_SOCKET)),
+        watchdog: hardware.watchdog,
         // Whose guest it is, is settled before it runs.
         paused: true,
         incoming: blueprint.incoming,

@@ -2,6 +2,8 @@
 
 /// What the mover has to do with it.
 mod carried;
+/// Whether the guest is alive.
+mod life;
 /// Memory from one QEMU to the other.
 mod straight;
 
@@ -24,7 +26,7 @@ use sterna_wire::assignment::{Carry, Outgoing};
 use tokio::sync::{OnceCell, mpsc};
 use uuid::Uuid;
 
-use crate::carrier::{self, Carriers, Departure, Stage};
+use crate::carrier::{self, Carriers, Departure};
 use crate::hypervisor::{
     Figures, Guest, GuestError, Happened, Happenings, Limits, Listening, Pause, Run, Transfer, View,
 };
@@ -59,6 +61,8 @@ pub struct QemuGuest {
     schema: Arc<OnceCell<Schema>>,
     /// CPU time used until then.
     measured: Arc<Mutex<Option<(Instant, Duration)>>>,
+    /// The guest agent's channel: one question at a time.
+    agent: life::Agent,
 }
 
 /// Takes over a connection and begins to listen.
@@ -81,8 +85,8 @@ pub(super) fn attach(
         // Nobody listens any more: nothing to tell.
         let _ = told.send(Happened::Lost);
     });
-    let (schema, measured) = Default::default();
-    let guest = QemuGuest { client, uid, pid, directory, carriers, happened, schema, measured };
+    let (schema, measured, agent) = Default::default();
+    let guest = QemuGuest { client, uid, pid, directory, carriers, happened, schema, measured, agent };
     (guest, happenings)
 }
 
@@ -97,8 +101,8 @@ fn meaning(heard: &Heard) -> Option<Happened> {
         | Event::GuestPanicked { .. }
         | Event::BlockIoError(_)
         | Event::Suspend
-        | Event::Wakeup
-        | Event::Watchdog { .. } => Some(Happened::Changed),
+        | Event::Wakeup => Some(Happened::Changed),
+        Event::Watchdog { .. } => Some(Happened::WatchdogBit),
         _ => None,
     }
 }
@@ -166,7 +170,11 @@ impl Guest for QemuGuest {
             _ => Transfer::Going,
         };
         let transfer = self.carried(transfer);
-        Ok(View { run: run_of(state.is_running, &state.status), transfer })
+        let mut run = run_of(state.is_running, &state.status);
+        if let Run::Paused(Pause::IoError(disks)) = &mut run {
+            *disks = self.failed_disks().await?;
+        }
+        Ok(View { run, transfer })
     }
 
     async fn cont(&self) -> Result<(), GuestError> {
@@ -191,15 +199,17 @@ impl Guest for QemuGuest {
         carry: Option<&Carry>,
         laying: Option<Laying>,
     ) -> Result<Listening, GuestError> {
-        if let Some(carry) = carry {
+        let straight = carry.filter(|carry| carry.straight);
+        if let (Some(carry), None) = (carry, straight) {
             let qemu = (&self.client, &*self.directory);
             let at = self.carriers.receive(self.uid, carry, at, qemu).await?;
             return Ok(Listening { at, line: None });
         }
-        self.listen_straight(at, laying).await
+        self.listen_straight(at, laying, straight.map_or(&[][..], |carry| &carry.disks[..])).await
     }
 
     async fn activate_disks(&self) -> Result<(), GuestError> {
+        self.end_serving().await?;
         self.end_line();
         if self.carriers.incoming(self.uid).is_some_and(|incoming| incoming.has_disks()) {
             // From here on the guest alone writes to them.
@@ -235,7 +245,9 @@ impl Guest for QemuGuest {
             ..Parameters::default()
         };
         self.carriers.forget(self.uid);
-        let Some(carry) = &outgoing.carry else { return self.send_straight(outgoing, parameters).await };
+        let Some(carry) = outgoing.carry.as_ref().filter(|_| outgoing.is_carried()) else {
+            return self.send_straight(outgoing, parameters).await;
+        };
         self.leave_line().await?;
         let departure = Departure {
             vm: self.uid,
@@ -279,13 +291,11 @@ impl Guest for QemuGuest {
 
     async fn tidy(&self) -> Result<(), GuestError> {
         // A way out that is not over cleans up behind itself.
-        match self.carriers.outgoing(self.uid).map(|outgoing| outgoing.stage()) {
-            Some(Stage::Going | Stage::Held | Stage::Granted) => Ok(()),
-            _ => {
-                carrier::tidy(&self.client).await?;
-                self.leave_line().await
-            }
+        if self.carriers.is_sending(self.uid) {
+            return Ok(());
         }
+        carrier::tidy(&self.client).await?;
+        self.leave_line().await
     }
 
     async fn cancel(&self) -> Result<(), GuestError> {
@@ -295,6 +305,11 @@ impl Guest for QemuGuest {
         if let Some(outgoing) = self.carriers.outgoing(self.uid) {
             return outgoing.abort().await;
         }
+        if let Some(direct) = self.carriers.direct(self.uid)
+            && direct.abort().await.is_ok()
+        {
+            return Ok(());
+        }
         Ok(self.client.migrate_cancel().await?)
     }
 
@@ -303,12 +318,18 @@ impl Guest for QemuGuest {
             return Err(GuestError::Refused("it is frozen".to_owned()));
         }
         let told = self.client.query_migrate().await?;
-        let ram = told.ram.unwrap_or_default();
         let carried = self.carriers.outgoing(self.uid).map(|outgoing| outgoing.figures());
+        let disks = self.carriers.direct(self.uid).map(|direct| direct.figures());
+        let ram = told.ram.filter(|_| disks.is_none_or(|disks| disks.has_memory)).unwrap_or_default();
+        let (disks_sent, disks_left) = disks.map_or((0, 0), |disks| {
+            // Once they are alike, what is left of them is what the guest writes just now.
+            (disks.sent, if disks.has_memory { 0 } else { disks.left })
+        });
+        let sent = carried.map_or(ram.transferred + disks_sent, |carried| carried.wire_bytes);
         let progress = Progress {
-            sent: Bytes(carried.map_or(ram.transferred, |carried| carried.wire_bytes)),
-            remaining: Bytes(ram.remaining),
-            total: Bytes(ram.total),
+            sent: Bytes(sent),
+            remaining: Bytes(ram.remaining + disks_left),
+            total: Bytes(ram.total + disks_sent + disks_left),
             dirty_rate: Bytes(ram.dirty_pages_rate.saturating_mul(ram.page_size)),
             // Megabit a second; a figure for people.
             send_rate: Bytes(carried.map_or((ram.mbps.max(0.0) * 125_000.0) as u64, |carried| carried.rate)),
@@ -330,6 +351,18 @@ impl Guest for QemuGuest {
 
     async fn resize_disk(&self, index: usize, size: Bytes) -> Result<(), GuestError> {
         Ok(self.client.block_resize(&super::blueprint::node_of(index), size.as_u64()).await?)
+    }
+
+    async fn ping(&self, within: Duration) -> Result<(), GuestError> {
+        self.ping_agent(within).await
+    }
+
+    async fn execute(&self, program: &str, args: &[String], within: Duration) -> Result<(), GuestError> {
+        self.execute_in_guest(program, args, within).await
+    }
+
+    async fn activity(&self) -> Result<u64, GuestError> {
+        self.count_activity().await
     }
 
     async fn load(&self, window: Option<Duration>) -> Result<LoadSample, GuestError> {
@@ -354,7 +387,7 @@ fn run_of(is_running: bool, status: &RunStatus) -> Run {
         RunStatus::Prelaunch => Run::Paused(Pause::NotStarted),
         RunStatus::Paused => Run::Paused(Pause::Asked),
         RunStatus::FinishMigrate | RunStatus::PostMigrate => Run::Paused(Pause::Migrated),
-        RunStatus::IoError => Run::Paused(Pause::IoError),
+        RunStatus::IoError => Run::Paused(Pause::IoError(Vec::new())),
         RunStatus::GuestPanicked => Run::Paused(Pause::Panicked),
         other => Run::Paused(Pause::Other(other.as_str().to_owned())),
     }

@@ -3,6 +3,7 @@
 //! ```text
 //! RUN_DIR/vm/UID/line/keys.psk        QEMU's user alone may read it; gone once nobody has to
 //! RUN_DIR/vm/UID/line/dh-params.pem
+//! RUN_DIR/vm/UID/line/disks.json      a target's: where its disks are filled, for the next agent
 //! ```
 //!
 //! A target draws a key for each move, and its file is there until its guest has everything: QEMU reads it at each
@@ -12,8 +13,8 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use sterna_base::file::{read_if_there, remove_if_there};
-use sterna_model::line::LineKey;
+use sterna_base::file::{read_if_there, remove_if_there, write_atomically};
+use sterna_model::line::{DiskLine, LineKey};
 use sterna_qemu::qmp::tls::{DH_FILE, DH_PARAMETERS, Endpoint, KEY_FILE, key_line, key_of};
 use sterna_qemu::qmp::{Client, Error};
 
@@ -21,6 +22,7 @@ use crate::hypervisor::GuestError;
 
 /// In a VM's run directory.
 const DIRECTORY: &str = "line";
+const DISKS_FILE: &str = "disks.json";
 /// QEMU's name of what it made of the files.
 pub const CREDENTIALS: &str = "line";
 
@@ -49,9 +51,13 @@ impl Files {
         key.map(Some).ok_or_else(|| io::Error::new(ErrorKind::InvalidData, "it holds no key"))
     }
 
-    pub fn write(&self, key: &LineKey) -> io::Result<()> {
+    fn make_directory(&self) -> io::Result<()> {
         std::fs::DirBuilder::new().recursive(true).mode(0o711).create(&self.directory)?;
-        std::fs::set_permissions(&self.directory, std::fs::Permissions::from_mode(0o711))?;
+        std::fs::set_permissions(&self.directory, std::fs::Permissions::from_mode(0o711))
+    }
+
+    pub fn write(&self, key: &LineKey) -> io::Result<()> {
+        self.make_directory()?;
         self.put(KEY_FILE, &key_line(key.digits()))?;
         self.put(DH_FILE, DH_PARAMETERS)
     }
@@ -70,8 +76,20 @@ impl Files {
         io::Write::write_all(&mut file, content.as_bytes())
     }
 
+    /// Where an earlier agent has had the disks of the copy that is here served.
+    pub fn read_disks(&self) -> io::Result<Option<DiskLine>> {
+        let content = read_if_there(&self.directory.join(DISKS_FILE))?;
+        Ok(content.map(|content| serde_json::from_slice(&content)).transpose()?)
+    }
+
+    pub fn write_disks(&self, disks: &DiskLine) -> io::Result<()> {
+        self.make_directory()?;
+        write_atomically(&self.directory.join(DISKS_FILE), &serde_json::to_vec(disks)?, 0o600)
+    }
+
     /// Nobody calls with it any more.
     pub fn remove(&self) -> io::Result<()> {
+        remove_if_there(&self.directory.join(DISKS_FILE))?;
         remove_if_there(&self.key_file())
     }
 }
@@ -132,9 +150,12 @@ mod tests {
         }
         let mode = std::fs::metadata(files.key_file()).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o400);
+        let disks = DiskLine { port: 4000, word: draw().unwrap(), blank: vec![0] };
+        files.write_disks(&disks).unwrap();
+        assert_eq!(files.read_disks().unwrap(), Some(disks));
         files.remove().unwrap();
         files.remove().unwrap();
-        assert_eq!(files.read().unwrap(), None);
+        assert_eq!((files.read().unwrap(), files.read_disks().unwrap()), (None, None));
     }
 
     #[test]

@@ -130,6 +130,7 @@ async fn connect(
     let (guest, happenings) = guest::attach(client.clone(), qemu_pid, directory.join(super::QEMU_DIR), whose);
     let asked = client.execute_within::<Status>("shim-status", serde_json::Value::Null, ANSWER_WITHIN).await;
     let status = asked.map_err(|error| format!("shim: {error}"))?;
+    guest.end_orphan().await.map_err(|error| format!("qemu: {error}"))?;
     Ok((guest, happenings, status.epoch))
 }
 

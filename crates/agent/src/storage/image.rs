@@ -18,7 +18,7 @@ use sterna_model::image::Format;
 use sterna_model::meta::Name;
 use sterna_model::volume::ImageRef;
 use sterna_qemu::image as content;
-use tokio::io::AsyncWriteExt;
+use tokio::sync::mpsc;
 
 use super::error::{Error, blocking};
 use super::folder::{self, Folder, User};
@@ -35,6 +35,12 @@ const STALL: Duration = Duration::from_secs(30);
 
 /// How often a host looks whether another one has finished the same image.
 const LOCK_POLL: Duration = Duration::from_millis(200);
+
+/// How often the room in the pool is looked at, in bytes.
+const LOOK_EVERY: u64 = 1 << 20;
+
+/// Pieces that wait for the disk; each is as large as the line makes them, 16 KiB as a rule.
+const QUEUED_MAX: usize = 256;
 
 /// Progress is a write to the store: a person cannot read it faster than this.
 const TELL_EVERY: Duration = Duration::from_millis(500);
@@ -158,27 +164,14 @@ async fn receive(
     let fetched = tokio::time::timeout(STALL, fetcher.fetch(image.name.clone())).await;
     let mut fetched = fetched.map_err(|_| stalled(image))?.map_err(Error::io(what()))?;
     check_room(pool, fetched.length.unwrap_or(0))?;
-    let mut file = tokio::fs::File::from_std(new_file(pool.images(), temporary).map_err(Error::io(what()))?);
-    let mut sum = Sha256::new();
-    let mut count = 0_u64;
-    let (mut told, mut told_at) = (0, Instant::now());
-    while let Some(chunk) =
-        tokio::time::timeout(STALL, fetched.bytes.next()).await.map_err(|_| stalled(image))?
-    {
-        let chunk = chunk.map_err(Error::io(what()))?;
-        count += chunk.len() as u64;
-        if fetched.length.is_some_and(|length| count > length) {
-            return Err(Error::not_yet(format!("image {} is longer than the server said", image.name)));
-        }
-        check_room(pool, chunk.len() as u64)?;
-        sum.update(&chunk);
-        file.write_all(&chunk).await.map_err(Error::io(what()))?;
-        let now = fetched.length.map_or(0, |length| share(count, length));
-        if now > told && told_at.elapsed() >= TELL_EVERY {
-            (told, told_at) = (now, Instant::now());
-            percent(now);
-        }
-    }
+    let file = new_file(pool.images(), temporary).map_err(Error::io(what()))?;
+    let (chunks, queued) = mpsc::channel(QUEUED_MAX);
+    // Beside the line, which would else wait for each checksum and each write.
+    let writing = tokio::task::spawn_blocking(move || write(file, queued));
+    let received = feed(pool, image, &mut fetched, chunks, percent).await;
+    let written = writing.await.unwrap_or_else(|error| Err(io::Error::other(error)));
+    let count = received?;
+    let (file, sum) = written.map_err(Error::io(what()))?;
     if fetched.length.is_some_and(|length| count < length) {
         return Err(Error::not_yet(format!("image {} was cut off after {count} bytes", image.name)));
     }
@@ -189,8 +182,50 @@ async fn receive(
             image.name, image.sha256
         )));
     }
-    file.flush().await.map_err(Error::io(what()))?;
-    Ok(file.into_std().await)
+    Ok(file)
+}
+
+/// Takes what arrives; answers how many bytes. Ends early, without an error of its own, when nobody writes them any more.
+async fn feed(
+    pool: &Folder,
+    image: &ImageRef,
+    fetched: &mut Fetched,
+    chunks: mpsc::Sender<Bytes>,
+    percent: &(dyn Fn(u8) + Send + Sync),
+) -> Result<u64, Error> {
+    let (mut count, mut looked) = (0_u64, 0);
+    let (mut told, mut told_at) = (0, Instant::now());
+    while let Some(chunk) =
+        tokio::time::timeout(STALL, fetched.bytes.next()).await.map_err(|_| stalled(image))?
+    {
+        let chunk = chunk.map_err(Error::io(format!("fetch image {}", image.name)))?;
+        count += chunk.len() as u64;
+        if fetched.length.is_some_and(|length| count > length) {
+            return Err(Error::not_yet(format!("image {} is longer than the server said", image.name)));
+        }
+        if count - looked >= LOOK_EVERY {
+            check_room(pool, LOOK_EVERY)?;
+            looked = count;
+        }
+        if chunks.send(chunk).await.is_err() {
+            break;
+        }
+        let now = fetched.length.map_or(0, |length| share(count, length));
+        if now > told && told_at.elapsed() >= TELL_EVERY {
+            (told, told_at) = (now, Instant::now());
+            percent(now);
+        }
+    }
+    Ok(count)
+}
+
+fn write(mut file: File, mut chunks: mpsc::Receiver<Bytes>) -> io::Result<(File, Sha256)> {
+    let mut sum = Sha256::new();
+    while let Some(chunk) = chunks.blocking_recv() {
+        sum.update(&chunk);
+        io::Write::write_all(&mut file, &chunk)?;
+    }
+    Ok((file, sum))
 }
 
 fn stalled(image: &ImageRef) -> Error {

@@ -32,6 +32,26 @@ struct Open {
     folders: BTreeMap<Name, Arc<Folder>>,
     /// Pools with a thread that waits in the kernel; a second one would wait as well.
     hanging: BTreeSet<Name>,
+    /// The step of use that was last told.
+    used: BTreeMap<Name, u8>,
+}
+
+/// Below this nobody needs to know, and each change would be a write in the store.
+const USED_FROM: u8 = 80;
+const USED_STEP: u8 = 5;
+/// A step is left only by this much below it, so that a pool at its edge does not go to and fro.
+const USED_SLACK: u8 = 2;
+
+/// How full a pool is, in steps, where it matters.
+fn used_step(space: &Space, before: Option<u8>) -> Option<u8> {
+    let used = space.capacity.saturating_sub(space.free);
+    let percent = u128::from(used) * 100 / u128::from(space.capacity.max(1));
+    let percent = u8::try_from(percent).unwrap_or(100).min(100);
+    let step = percent - percent % USED_STEP;
+    match before {
+        Some(before) if percent < before && percent + USED_SLACK >= before => Some(before),
+        _ => (step >= USED_FROM).then_some(step),
+    }
 }
 
 impl Pools {
@@ -65,12 +85,12 @@ impl Pools {
         match &pool.kind {
             PoolKind::Dir { .. } | PoolKind::SharedDir { .. } => {
                 let (_, space) = self.open_folder(pool).await?;
-                Ok(PoolSeen::Ready { capacity: Bytes(space.capacity), port: None })
+                Ok(self.ready(&pool.name, &space, None))
             }
             PoolKind::Nbd { host, .. } if *host == self.settings.host => {
                 let (folder, space) = self.open_folder(pool).await?;
                 let port = self.serve(pool, &folder).await?;
-                Ok(PoolSeen::Ready { capacity: Bytes(space.capacity), port: Some(port) })
+                Ok(self.ready(&pool.name, &space, Some(port)))
             }
             PoolKind::Nbd { host, .. } => {
                 let server = pool.server.ok_or_else(|| {
@@ -78,9 +98,19 @@ impl Pools {
                 })?;
                 nbd::check(server).await?;
                 // Its size is for the pool's own host to say.
-                Ok(PoolSeen::Ready { capacity: Bytes(0), port: None })
+                Ok(PoolSeen::Ready { capacity: Bytes(0), port: None, used_percent: None })
             }
         }
+    }
+
+    fn ready(&self, name: &Name, space: &Space, port: Option<u16>) -> PoolSeen {
+        let mut open = self.open();
+        let used_percent = used_step(space, open.used.get(name).copied());
+        match used_percent {
+            Some(used) => drop(open.used.insert(name.clone(), used)),
+            None => drop(open.used.remove(name)),
+        }
+        PoolSeen::Ready { capacity: Bytes(space.capacity), port, used_percent }
     }
 
     /// Opens the folder anew in a thread of its own and keeps it for the volumes.
@@ -218,5 +248,27 @@ impl Pools {
             Some((name, Bytes(space.ok()?.ok()?.free)))
         });
         join_all(free).await.into_iter().flatten().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn use_is_told_in_steps_that_do_not_go_to_and_fro() {
+        let at =
+            |percent: u64, before| used_step(&Space { capacity: 1000, free: 1000 - percent * 10 }, before);
+        assert_eq!(at(50, None), None);
+        assert_eq!(at(79, None), None);
+        assert_eq!(at(80, None), Some(80));
+        assert_eq!(at(89, Some(80)), Some(85));
+        assert_eq!(at(84, Some(85)), Some(85));
+        assert_eq!(at(83, Some(85)), Some(85));
+        assert_eq!(at(82, Some(85)), Some(80));
+        assert_eq!(at(78, Some(80)), Some(80));
+        assert_eq!(at(77, Some(80)), None);
+        assert_eq!(at(100, Some(95)), Some(100));
+        assert_eq!(used_step(&Space { capacity: 0, free: 0 }, None), None);
     }
 }

@@ -30,6 +30,13 @@ impl Board {
         self.changed.notify_one();
     }
 
+    /// Nothing is known of it until its task says so again.
+    pub fn doubt(&self, uid: Uuid) {
+        if let Some(row) = self.lock().get_mut(&uid) {
+            row.is_known = false;
+        }
+    }
+
     pub fn remove(&self, uid: Uuid) {
         self.lock().remove(&uid);
     }

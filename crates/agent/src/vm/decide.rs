@@ -3,7 +3,7 @@
 //! Keeps true, whatever was lost or killed before:
 //!
 //! - a guest runs only under an epoch that this host owns, and never after its memory was handed over under it;
-//! - an epoch is started at most once, and only one process of a VM is here at a time;
+//! - an epoch is started at most once for each start that was noted, and only one process of a VM is here at a time;
 //! - nothing is concluded from what could not be read.
 //!
 //! Never acts (`steps`) and never looks (`hypervisor`).
@@ -13,9 +13,11 @@ use sterna_model::migration::SideState;
 use sterna_model::vm::{Exit, Power};
 use sterna_wire::assignment::{Outgoing, Owner, Role, VmAssignment};
 
+use super::health::{self, Cure, Fault};
 use super::migrate::Hopeless;
 use super::power;
 use super::record::{Cause, Notes, Seen, Title};
+use super::restart::{self, Crash, Turn};
 use crate::hypervisor::{Pause, Run, Transfer, View};
 
 /// What the server wants with the VM here.
@@ -51,6 +53,8 @@ pub enum Body {
     Alive(View),
     /// The copy of the epoch in [`Seen`] is gone and reaped.
     Ended(Exit),
+    /// The same, unasked, and nobody was told of it: it may be started again here.
+    Crashed(Crash),
 }
 
 /// What has become due, by clocks that are not read here.
@@ -70,6 +74,10 @@ pub struct Due {
     pub is_cancelling: bool,
     /// This host owns a guest whose memory should have been here long ago.
     pub is_overdue: bool,
+    /// Whether a crashed copy's wait is over.
+    pub restart: Turn,
+    /// The host has not reset the guest too often yet.
+    pub may_reset: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -78,6 +86,10 @@ pub struct Known<'a> {
     pub body: &'a Body,
     pub notes: Option<&'a Notes>,
     pub seen: Option<&'a Seen>,
+    /// The order of the assignment that was applied before this agent started.
+    pub kept: Option<&'a VmAssignment>,
+    /// What was noticed of the guest since it last started.
+    pub fault: Option<&'a Fault>,
     pub due: Due,
 }
 
@@ -90,11 +102,17 @@ pub enum Step {
     Conclude(Exit),
     /// Remember the epoch, prepare, start, let run.
     Start,
+    /// Note the restart, prepare, start under the epoch that it had, let run.
+    StartAgain {
+        why: String,
+    },
     /// Remember the epoch, prepare, start as a target.
     Receive,
     Listen,
     /// Everything arrived.
     MarkLoaded,
+    /// The copy is this host's under the order's epoch, and goes on as it is.
+    Adopt,
     /// Run the copy that a migration left here, under the order's epoch.
     Continue,
     Send,
@@ -110,11 +128,15 @@ pub enum Step {
         why: String,
     },
     Run,
+    /// Let it try again what its storage failed at.
+    RetryIo,
     Pause,
     PressPowerButton,
     /// It need not shut down any more.
     Relent,
     Reset(u64),
+    /// What the host does by itself for a guest that fails.
+    Cure(Cure),
     Kill(Cause),
     /// Remove every trace.
     Forget,
@@ -123,10 +145,10 @@ pub enum Step {
 #[must_use]
 pub fn next(known: Known<'_>) -> Step {
     match known.order {
-        Order::Unknown => in_flight(known).unwrap_or(Step::Wait),
+        Order::Unknown => in_flight(known).or_else(|| as_recalled(known)).unwrap_or(Step::Wait),
         Order::Absent => match known.body {
             Body::Unknown => Step::Wait,
-            Body::Absent | Body::Ended(_) => Step::Forget,
+            Body::Absent | Body::Ended(_) | Body::Crashed(_) => Step::Forget,
             // Whose it is, is the server's to find out.
             Body::Alive(_) => in_flight(known).unwrap_or(Step::Wait),
         },
@@ -166,6 +188,32 @@ fn reason(due: Due, said: &str) -> String {
     hopeless.map_or_else(|| said.to_owned(), |hopeless| hopeless.to_string())
 }
 
+/// Before the server was heard: nothing newer is known than what its last assignment said, and a copy that crashed, or
+/// was started again and does not run yet, is brought back. Nobody is told anything, and nothing else is done.
+fn as_recalled(known: Known<'_>) -> Option<Step> {
+    let (epoch, owner) = restart::recalled(known.kept, known.seen, known.notes)?;
+    match (known.body, known.notes?) {
+        (Body::Crashed(crash), _) => Some(after_crash(known, epoch, owner, crash))
+            .filter(|step| matches!(step, Step::StartAgain { .. })),
+        (Body::Alive(view), notes)
+            if notes.restarts.count > 0 && view.run == Run::Paused(Pause::NotStarted) =>
+        {
+            Some(power::next(owner.power, &view.run, notes.ending, known.due))
+                .filter(|step| *step == Step::Run)
+        }
+        _ => None,
+    }
+}
+
+/// A copy of the order's epoch ended unasked, and nobody was told.
+fn after_crash(known: Known<'_>, epoch: u64, owner: &Owner, crash: &Crash) -> Step {
+    match (restart::allowed(epoch, owner, known.notes), known.due.restart) {
+        (None, _) | (_, Turn::GiveUp) => Step::Conclude(crash.exit.clone()),
+        (Some(_), Turn::After(_)) => Step::Wait,
+        (Some(_), Turn::Now) => Step::StartAgain { why: crash.why() },
+    }
+}
+
 fn release(known: Known<'_>, epoch: u64) -> Step {
     match (known.body, known.notes) {
         // It became the owner's again after this order was made.
@@ -179,10 +227,11 @@ fn release(known: Known<'_>, epoch: u64) -> Step {
         (Body::Unknown, None) => Step::Wait,
         (Body::Absent, _) => Step::Conclude(Exit::Released),
         // A start under this epoch was announced and then called off: what is known is about an older one.
-        (Body::Ended(_), _) if known.seen.is_some_and(|seen| seen.epoch < epoch) => {
+        (Body::Ended(_) | Body::Crashed(_), _) if known.seen.is_some_and(|seen| seen.epoch < epoch) => {
             Step::Conclude(Exit::Released)
         }
         (Body::Ended(_), _) => Step::Wait,
+        (Body::Crashed(crash), _) => Step::Conclude(crash.exit.clone()),
     }
 }
 
@@ -202,7 +251,7 @@ fn own(known: Known<'_>, epoch: u64, owner: &Owner) -> Step {
         (Body::Alive(view), Some(notes)) => own_copy(known, epoch, owner, (view, notes)),
         // Nobody knows what this process is: it cannot be continued.
         (Body::Alive(_), None) => Step::Kill(Cause::Released),
-        (Body::Absent | Body::Ended(_), _) => own_nothing(known, epoch, owner),
+        (Body::Absent | Body::Ended(_) | Body::Crashed(_), _) => own_nothing(known, epoch, owner),
     }
 }
 
@@ -212,7 +261,10 @@ fn own_copy(known: Known<'_>, epoch: u64, owner: &Owner, (view, notes): (&View, 
         return Step::Kill(cause);
     }
     if notes.title == Title::Owner && notes.epoch == epoch {
-        return in_flight(known).unwrap_or_else(|| converge(known.due, owner, view, notes));
+        return in_flight(known).unwrap_or_else(|| converge(known, owner, view, notes));
+    }
+    if notes.title == Title::Owner && owner.adopts == Some(notes.epoch) {
+        return in_flight(known).unwrap_or(Step::Adopt);
     }
     let Some(migration) = &owner.continues else { return Step::Kill(Cause::Released) };
     if let Some(step) = in_flight(known) {
@@ -235,9 +287,10 @@ fn own_nothing(known: Known<'_>, epoch: u64, owner: &Owner) -> Step {
     match (known.body, had_it) {
         // Already said.
         (Body::Ended(_), true) => Step::Wait,
+        (Body::Crashed(crash), true) => after_crash(known, epoch, owner, crash),
         (Body::Absent, true) => Step::Conclude(Exit::Lost),
         (body, false) if owner.continues.is_some() => match body {
-            Body::Ended(exit) => Step::Conclude(exit.clone()),
+            Body::Ended(exit) | Body::Crashed(Crash { exit, .. }) => Step::Conclude(exit.clone()),
             _ => Step::Conclude(Exit::Lost),
         },
         _ if owner.power.wants_process() => Step::Start,
@@ -275,7 +328,8 @@ fn take_in(known: Known<'_>, epoch: u64, migration: &Name) -> Step {
 }
 
 /// A copy that this host owns under the order's epoch.
-fn converge(due: Due, owner: &Owner, view: &View, notes: &Notes) -> Step {
+fn converge(known: Known<'_>, owner: &Owner, view: &View, notes: &Notes) -> Step {
+    let due = known.due;
     if owner.power == Power::Off {
         return Step::Kill(Cause::Forced);
     }
@@ -297,8 +351,15 @@ fn converge(due: Due, owner: &Owner, view: &View, notes: &Notes) -> Step {
     if is_kept && view.run == Run::Paused(Pause::Asked) {
         return Step::Wait;
     }
-    if owner.reset_request > notes.reset_request && view.run == Run::Running {
+    let may_be_reset = matches!(view.run, Run::Running | Run::Paused(Pause::Panicked));
+    if owner.reset_request > notes.reset_request && may_be_reset {
         return Step::Reset(owner.reset_request);
+    }
+    let is_cared_for = owner.power == Power::Running && notes.ending.is_none();
+    if let Some(cure) = health::cure(owner, &view.run, known.fault, &notes.resets, due.may_reset)
+        && is_cared_for
+    {
+        return Step::Cure(cure);
     }
     power::next(owner.power, &view.run, notes.ending, due)
 }

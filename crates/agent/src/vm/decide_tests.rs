@@ -1,6 +1,9 @@
 //! One test a rule; each line of a table is a situation and the step it leads to.
 
 use super::*;
+use crate::vm::health::Resets;
+use crate::vm::restart::Restarts;
+use sterna_base::clock::Timestamp;
 use sterna_base::units::{Bytes, Span};
 use sterna_model::cpu::Accel;
 use sterna_model::migration::{MigrationReport, Outcome};
@@ -20,6 +23,7 @@ fn machine() -> Machine {
         memory: Bytes::mib(64),
         volumes: vec![],
         nics: vec![],
+        watchdog: false,
     };
     Machine { hardware, disks: vec![], cloud_init: None }
 }
@@ -31,7 +35,10 @@ fn owner() -> Owner {
         reset_request: 0,
         shutdown_timeout: Span::from_secs(30),
         continues: None,
+        adopts: None,
         outgoing: None,
+        restart_here: None,
+        health: None,
     }
 }
 
@@ -98,6 +105,9 @@ fn as_owner(epoch: u64) -> Option<Notes> {
         reset_request: 0,
         ending: None,
         taps: vec![],
+        restarts: Restarts::default(),
+        resets: Resets::default(),
+        began: Timestamp::default(),
     })
 }
 
@@ -135,7 +145,7 @@ fn step(order: &Order, body: &Body, notes: &Option<Notes>, seen: &Option<Seen>) 
 }
 
 fn step_due(order: &Order, body: &Body, notes: &Option<Notes>, seen: &Option<Seen>, due: Due) -> Step {
-    next(Known { order, body, notes: notes.as_ref(), seen: seen.as_ref(), due })
+    next(Known { order, body, notes: notes.as_ref(), seen: seen.as_ref(), kept: None, fault: None, due })
 }
 
 type Case = (Order, Body, Option<Notes>, Option<Seen>, Step);
@@ -229,6 +239,28 @@ fn a_migrated_copy_is_continued_and_never_started_anew() {
             saw(6),
             Step::Wait,
         ),
+    ]);
+}
+
+fn adopts(epoch: u64, found: u64) -> Order {
+    owns(epoch, Owner { adopts: Some(found), ..owner() })
+}
+
+#[test]
+fn a_copy_that_a_restored_store_found_goes_on_under_a_higher_epoch() {
+    check(vec![
+        (adopts(8, 5), running(), as_owner(5), saw(5), Step::Adopt),
+        // Written down, but not yet noted, when the agent died.
+        (adopts(8, 5), running(), as_owner(5), saw(8), Step::Adopt),
+        (adopts(8, 5), running(), as_owner(8), saw(8), Step::Wait),
+        // Another copy than the one that was found.
+        (adopts(8, 5), running(), as_owner(4), saw(4), Step::Kill(Cause::Released)),
+        (adopts(8, 5), taken_in(Transfer::Going), as_target(5, "m"), saw(5), Step::Kill(Cause::Released)),
+        // An order from before is not obeyed any more.
+        (owns(5, owner()), running(), as_owner(8), saw(8), Step::Refuse),
+        // It ended before this host heard of it.
+        (adopts(8, 5), ended(), as_owner(5), saw(5), Step::Start),
+        (adopts(8, 5), Body::Absent, None, saw(8), Step::Conclude(Exit::Lost)),
     ]);
 }
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sterna_base::scope::Scope;
 use sterna_model::meta::Name;
-use sterna_wire::assignment::Assignment;
+use sterna_wire::assignment::{Assignment, VmAssignment};
 use tokio::sync::watch;
 use uuid::Uuid;
 
@@ -17,6 +17,8 @@ use crate::resources::Resources;
 pub struct Fleet<H: Hypervisor, R> {
     ports: Arc<Ports<H, R>>,
     scope: Scope,
+    /// Orders of before this agent's start.
+    recalled: Vec<VmAssignment>,
     state: Mutex<State>,
 }
 
@@ -29,7 +31,13 @@ struct State {
 
 impl<H: Hypervisor, R: Resources> Fleet<H, R> {
     pub fn new(ports: Arc<Ports<H, R>>, scope: Scope) -> Arc<Self> {
-        Arc::new(Self { ports, scope, state: Mutex::default() })
+        let recalled = ports.records.assignment().unwrap_or_else(|error| {
+            // Without it this agent knows no order until it hears the server.
+            tracing::warn!(%error, "the last assignment cannot be read");
+            None
+        });
+        let recalled = recalled.map(|assignment| assignment.vms).unwrap_or_default();
+        Arc::new(Self { ports, scope, recalled, state: Mutex::default() })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -66,6 +74,10 @@ impl<H: Hypervisor, R: Resources> Fleet<H, R> {
                 }
             }
         }
+        drop(state);
+        if let Err(error) = self.ports.records.save_assignment(assignment) {
+            tracing::warn!(%error, "an assignment cannot be kept for the next agent");
+        }
     }
 
     /// A new connection counts from its own first assignment.
@@ -73,10 +85,24 @@ impl<H: Hypervisor, R: Resources> Fleet<H, R> {
         self.lock().revision = None;
     }
 
+    /// Lets go of every order, for a server whose store came back from a backup. What a migration under way needs is done all
+    /// the same; nothing else is begun until the next assignment.
+    ///
+    /// Inventories are not complete until every VM's task has seen it: an order from before may just have been begun.
+    pub fn hold(&self) {
+        let mut state = self.lock();
+        state.revision = None;
+        for (uid, sender) in &state.orders {
+            sender.send_replace(Order::Unknown);
+            self.ports.board.doubt(*uid);
+        }
+    }
+
     fn task(self: &Arc<Self>, name: Name, uid: Uuid, order: Order) -> watch::Sender<Order> {
         let (sender, receiver) = watch::channel(order);
         let fleet = Arc::clone(self);
-        let mut vm = Vm::new(name, uid, Arc::clone(&self.ports), receiver);
+        let kept = self.recalled.iter().find(|kept| kept.uid == uid).cloned();
+        let mut vm = Vm::new(name, uid, Arc::clone(&self.ports), receiver, kept);
         self.scope.spawn(async move {
             loop {
                 vm.run().await;

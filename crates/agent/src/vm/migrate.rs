@@ -22,7 +22,9 @@ use sterna_model::vm::Power;
 use sterna_wire::assignment::{Carry, Owner};
 
 use super::decide::Order;
+use super::health::Resets;
 use super::record::{Seen, Title};
+use super::restart::Restarts;
 use super::steps::{self, Done, Found, Stop, Work};
 use crate::hypervisor::{
     Figures, Guest, GuestError, Hypervisor, Limits, Listening, Pause, Run, Transfer, View,
@@ -203,10 +205,14 @@ impl<H: Hypervisor, R: Resources> Work<H, R> {
         if self.seen.as_ref().is_none_or(|seen| seen.epoch != epoch) {
             self.remember(Seen { name: self.name.clone(), epoch, title: Title::Owner, exit: None })?;
         }
+        let now = self.ports.clock.now();
         let continued = self.migration().ok().filter(|_| was_target);
         self.note(|notes| {
             notes.epoch = epoch;
             notes.title = Title::Owner;
+            notes.began = now;
+            notes.restarts = Restarts::default();
+            notes.resets = Resets::default();
             notes.reset_request = owner.reset_request;
             notes.migration = continued.map(|migration| MigrationReport {
                 migration,

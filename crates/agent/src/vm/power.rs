@@ -17,7 +17,13 @@ pub(super) fn next(power: Power, run: &Run, ending: Option<Cause>, due: Due) -> 
         Power::Paused => Step::Wait,
         Power::Running => match run {
             Run::Running | Run::Incoming => Step::Wait,
-            Run::Paused(Pause::IoError) if !due.retry_io => Step::Wait,
+            Run::Paused(Pause::IoError(_)) => {
+                if due.retry_io {
+                    Step::RetryIo
+                } else {
+                    Step::Wait
+                }
+            }
             // A crashed guest is kept as it is, for its owner to look at.
             Run::Paused(Pause::Panicked) => Step::Wait,
             Run::Paused(_) => Step::Run,
@@ -114,8 +120,8 @@ mod tests {
             (Power::Running, Run::Running, None, due, Step::Wait),
             (Power::Running, paused(P::NotStarted), None, due, Step::Run),
             (Power::Running, paused(P::Asked), None, due, Step::Run),
-            (Power::Running, paused(P::IoError), None, due, Step::Wait),
-            (Power::Running, paused(P::IoError), None, Due { retry_io: true, ..due }, Step::Run),
+            (Power::Running, paused(P::IoError(vec![])), None, due, Step::Wait),
+            (Power::Running, paused(P::IoError(vec![])), None, Due { retry_io: true, ..due }, Step::RetryIo),
             (Power::Running, paused(P::Panicked), None, due, Step::Wait),
             (Power::Running, Run::Running, Some(Cause::Asked), due, Step::Relent),
             (Power::Paused, Run::Running, None, due, Step::Pause),

@@ -8,11 +8,16 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use sterna_base::clock::Timestamp;
 use sterna_base::file::{read_if_there, remove_if_there, write_atomically, write_durably};
 use sterna_model::meta::Name;
 use sterna_model::migration::{MigrationReport, SideState};
 use sterna_model::vm::Exit;
+use sterna_wire::assignment::Assignment;
 use uuid::Uuid;
+
+use super::health::Resets;
+use super::restart::Restarts;
 
 /// Under what title a copy is here.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +56,15 @@ pub struct Notes {
     pub ending: Option<Cause>,
     #[serde(default)]
     pub taps: Vec<String>,
+    /// Times that it was started again under this epoch, because it had ended unasked.
+    #[serde(default)]
+    pub restarts: Restarts,
+    /// Times that the host reset the guest by itself.
+    #[serde(default)]
+    pub resets: Resets,
+    /// When the first copy of this epoch was started or continued here.
+    #[serde(default)]
+    pub began: Timestamp,
 }
 
 /// Why we make a copy end.
@@ -94,7 +108,14 @@ pub trait Records: Send + Sync + 'static {
     fn remove_notes(&self, uid: Uuid) -> io::Result<()>;
     /// Every VM of which either is kept.
     fn known(&self) -> io::Result<Vec<Uuid>>;
+    /// The assignment that was applied last since the machine booted.
+    fn assignment(&self) -> io::Result<Option<Assignment>>;
+    /// Survives the death of this process when it returns.
+    fn save_assignment(&self, assignment: &Assignment) -> io::Result<()>;
 }
+
+/// Name of the last assignment, beside the VMs' run directories: it dies with the boot, as they do.
+const ASSIGNMENT: &str = "assignment.json";
 
 /// Name of the notes inside a VM's run directory.
 const NOTES: &str = "agent.json";
@@ -105,12 +126,17 @@ const SEEN_KEPT: Duration = Duration::from_secs(30 * 86_400);
 pub struct Files {
     seen: PathBuf,
     run: PathBuf,
+    assignment: PathBuf,
 }
 
 impl Files {
     /// `data_dir/seen` and `run_dir/vm`, made if absent.
     pub fn open(data_dir: &Path, run_dir: &Path) -> io::Result<Self> {
-        let files = Self { seen: data_dir.join("seen"), run: run_dir.join("vm") };
+        let files = Self {
+            seen: data_dir.join("seen"),
+            run: run_dir.join("vm"),
+            assignment: run_dir.join(ASSIGNMENT),
+        };
         std::fs::create_dir_all(&files.seen)?;
         std::fs::create_dir_all(&files.run)?;
         Ok(files)
@@ -184,6 +210,14 @@ impl Records for Files {
         found.dedup();
         Ok(found)
     }
+
+    fn assignment(&self) -> io::Result<Option<Assignment>> {
+        read(&self.assignment)
+    }
+
+    fn save_assignment(&self, assignment: &Assignment) -> io::Result<()> {
+        write_atomically(&self.assignment, &serde_json::to_vec(assignment)?, 0o600)
+    }
 }
 
 #[cfg(test)]
@@ -210,10 +244,32 @@ mod tests {
             reset_request: 1,
             ending: Some(Cause::Forced),
             taps: vec!["t0".into()],
+            restarts: Restarts::default(),
+            resets: Resets { count: 1, made: vec![], why: "x".into(), quarantine: None },
+            began: Timestamp::from_millis(7),
         };
         files.save_notes(uid, &notes).unwrap();
         assert_eq!(files.notes(uid).unwrap(), Some(notes));
         assert_eq!(files.known().unwrap(), [uid]);
+    }
+
+    #[test]
+    fn notes_of_an_earlier_agent_are_read() {
+        let text = r#"{"name":"web","epoch":3,"title":{"role":"owner"},"reset_request":1,"taps":["t0"]}"#;
+        let notes: Notes = serde_json::from_str(text).unwrap();
+        assert_eq!((notes.epoch, notes.restarts), (3, Restarts::default()));
+    }
+
+    #[test]
+    fn the_last_assignment_comes_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = Files::open(&folder.path().join("data"), &folder.path().join("run")).unwrap();
+        assert_eq!(files.assignment().unwrap(), None);
+        let text = r#"{"revision": 7, "host": "a"}"#;
+        let assignment: Assignment = serde_json::from_str(text).unwrap();
+        files.save_assignment(&assignment).unwrap();
+        assert_eq!(files.assignment().unwrap(), Some(assignment));
+        assert!(files.known().unwrap().is_empty(), "it is no VM");
     }
 
     #[test]

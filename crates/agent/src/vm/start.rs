@@ -3,10 +3,13 @@
 use std::time::Duration;
 
 use sterna_model::vm::Exit;
-use sterna_wire::assignment::Machine;
+use sterna_wire::assignment::{Machine, Owner};
+use sterna_wire::up::Up;
 
 use super::decide::Body;
+use super::health::Resets;
 use super::record::{Notes, Seen, Title};
+use super::restart::{Crash, Restarts};
 use super::steps::{Done, Found, Stop, Work};
 use crate::hypervisor::{Blueprint, Guest, Hypervisor, Parts};
 use crate::resources::{NotReady, Resources, Whose};
@@ -39,7 +42,10 @@ impl<H: Hypervisor, R: Resources> Work<H, R> {
             migration: None,
             reset_request,
             ending: None,
-            taps: parts.taps.iter().map(|tap| tap.device.clone()).collect(),
+            taps: devices(&parts),
+            restarts: Restarts::default(),
+            resets: Resets::default(),
+            began: self.ports.clock.now(),
         };
         self.ports.records.save_notes(self.uid, &notes)?;
         self.notes = Some(notes);
@@ -50,6 +56,7 @@ impl<H: Hypervisor, R: Resources> Work<H, R> {
             machine: machine.clone(),
             parts,
             incoming: title != Title::Owner,
+            restart: 0,
         };
         match self.ports.hypervisor.spawn(blueprint).await {
             Err(failed) => self.failed_to_start(epoch, title, failed.why),
@@ -59,6 +66,62 @@ impl<H: Hypervisor, R: Resources> Work<H, R> {
                 Ok(Found::Alive { guest, happenings, view })
             }
         }
+    }
+
+    /// The same under an epoch that the copy ran under until it ended unasked: the notes count it first, and what they
+    /// say besides stays true.
+    pub(super) async fn start_again(&mut self, epoch: u64, owner: &Owner, why: String) -> Done<H::Guest> {
+        let machine = &owner.machine;
+        let parts = match self.prepare(epoch, machine).await? {
+            Ok(parts) => parts,
+            Err(refused) => {
+                self.count_restart(&why)?;
+                return Ok(self.failed_again(refused));
+            }
+        };
+        self.starting.send_replace(Some((epoch, "starting qemu again".to_owned())));
+        self.count_restart(&why)?;
+        self.note(|notes| {
+            notes.reset_request = owner.reset_request;
+            notes.taps = devices(&parts);
+        })?;
+        let restart = self.notes.as_ref().map_or(0, |notes| notes.restarts.count);
+        let blueprint = Blueprint {
+            name: self.name.clone(),
+            uid: self.uid,
+            epoch,
+            machine: machine.clone(),
+            parts,
+            incoming: false,
+            restart,
+        };
+        match self.ports.hypervisor.spawn(blueprint).await {
+            Err(failed) => Ok(self.failed_again(failed.why)),
+            Ok((guest, happenings)) => {
+                tracing::warn!(vm = %self.name, epoch, restart, %why, "vm is restarted in place");
+                let why =
+                    format!("{why}; the host started it again by itself, restart {restart} of epoch {epoch}");
+                self.tell_people("restarted in place", why);
+                let view = guest.view().await?;
+                Ok(Found::Alive { guest, happenings, view })
+            }
+        }
+    }
+
+    fn count_restart(&mut self, why: &str) -> Result<(), Stop> {
+        let now = self.ports.clock.now();
+        self.note(|notes| notes.restarts.add(why.to_owned(), now))
+    }
+
+    /// Nobody was told that it had ended: it may be tried once more.
+    fn failed_again(&self, why: String) -> Found<H::Guest> {
+        tracing::warn!(vm = %self.name, %why, "vm could not be restarted in place");
+        Found::Gone(Body::Crashed(Crash { exit: Exit::StartFailed { why }, at: self.ports.clock.now() }))
+    }
+
+    pub(super) fn tell_people(&self, what: &str, why: String) {
+        let (name, what) = (self.name.clone(), what.to_owned());
+        self.ports.reports.report(Up::Event { kind: "vm".to_owned(), name, what, why });
     }
 
     /// The parts, or why there will be none.
@@ -93,4 +156,8 @@ impl<H: Hypervisor, R: Resources> Work<H, R> {
         self.remember(Seen { name: self.name.clone(), epoch, title, exit: Some(exit.clone()) })?;
         Ok(Found::Gone(Body::Ended(exit)))
     }
+}
+
+fn devices(parts: &Parts) -> Vec<String> {
+    parts.taps.iter().map(|tap| tap.device.clone()).collect()
 }

@@ -1,7 +1,9 @@
 //! Carries out steps: each is one job, with its own copy of what is known, and answers what it found.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use sterna_model::health::RESETS_MAX;
 use sterna_model::line::Laying;
 use sterna_model::meta::Name;
 use sterna_model::migration::{MigrationReport, SideState};
@@ -13,10 +15,18 @@ use uuid::Uuid;
 
 use super::Ports;
 use super::decide::{Body, Order, Step};
+use super::health::{Cure, Quarantine, Resets};
 use super::power;
 use super::record::{Cause, Notes, Seen, Title};
+use super::restart::{self, Crash, Restarts};
 use crate::hypervisor::{Guest, GuestError, Happenings, Hypervisor, Look, Pause, Run, View};
 use crate::resources::Resources;
+
+/// A reset takes milliseconds once QEMU comes to it.
+const RESET_WITHIN: Duration = Duration::from_secs(2);
+const RESET_POLL: Duration = Duration::from_millis(5);
+/// Storage that is full or refuses says so at once.
+const IO_FAILS_WITHIN: Duration = Duration::from_millis(300);
 
 /// What a job knows and may use.
 pub(super) struct Work<H: Hypervisor, R: Resources> {
@@ -101,6 +111,7 @@ impl<H: Hypervisor, R: Resources> Work<H, R> {
             (Step::Start, Role::Owner(owner)) => {
                 self.start(order.epoch, Title::Owner, &owner.machine, owner.reset_request).await
             }
+            (Step::StartAgain { why }, Role::Owner(owner)) => self.start_again(order.epoch, owner, why).await,
             (Step::Receive, Role::Incoming { migration, machine, .. }) => {
                 self.start(order.epoch, Title::Incoming(migration.clone()), machine, 0).await
             }
@@ -116,16 +127,25 @@ impl<H: Hypervisor, R: Resources> Work<H, R> {
     async fn perform_owned(&mut self, step: Step, epoch: u64, owner: &Owner) -> Done<H::Guest> {
         match step {
             Step::Continue => self.continue_copy(epoch, owner).await,
+            Step::Adopt => self.adopt(epoch).await,
             Step::Send => self.send(owner).await,
             Step::Run => {
                 self.guest()?.cont().await?;
                 self.view().await
             }
+            Step::RetryIo => self.retry_io().await,
             Step::Pause => {
                 self.guest()?.stop().await?;
                 self.view().await
             }
             Step::Reset(request) => self.reset(request).await,
+            Step::Cure(Cure::Reset { why }) => self.reset_by_itself(why).await,
+            Step::Cure(Cure::Quarantine { why }) => self.quarantine(owner, why).await,
+            Step::Cure(Cure::Forgive) => {
+                self.note(|notes| notes.resets.forgive())?;
+                self.tell_people("quarantine lifted", "a start or a reset was asked for".to_owned());
+                self.view().await
+            }
             Step::PressPowerButton => self.press_power_button().await,
             Step::Relent => {
                 self.note(|notes| notes.ending = None)?;
@@ -133,6 +153,14 @@ impl<H: Hypervisor, R: Resources> Work<H, R> {
             }
             _ => Ok(Found::Again),
         }
+    }
+
+    /// In this order, as before a start: no order under an older epoch may be acted upon once this one was.
+    async fn adopt(&mut self, epoch: u64) -> Done<H::Guest> {
+        self.remember(Seen { name: self.name.clone(), epoch, title: Title::Owner, exit: None })?;
+        self.note(|notes| notes.epoch = epoch)?;
+        tracing::info!(vm = %self.name, epoch, "vm goes on under another epoch");
+        self.view().await
     }
 
     pub(super) fn outcome(self, done: Done<H::Guest>) -> Outcome<H::Guest> {
@@ -224,6 +252,9 @@ impl<H: Hypervisor, R: Resources> Work<H, R> {
             reset_request: 0,
             ending: None,
             taps: Vec::new(),
+            restarts: Restarts::default(),
+            resets: Resets::default(),
+            began: self.ports.clock.now(),
         }
     }
 
@@ -238,6 +269,10 @@ impl<H: Hypervisor, R: Resources> Work<H, R> {
             return Ok(Found::Gone(Body::Ended(exit)));
         }
         let exit = power::exit_of(record, self.notes.as_ref().and_then(|notes| notes.ending));
+        if noted == record.epoch && restart::is_open(&exit, self.notes.as_ref(), self.seen.as_ref()) {
+            tracing::warn!(vm = %self.name, epoch = noted, ?exit, "vm ended unasked");
+            return Ok(Found::Gone(Body::Crashed(Crash { exit, at: self.ports.clock.now() })));
+        }
         let title = self.notes.as_ref().map_or(Title::Owner, |notes| notes.title.clone());
         tracing::info!(vm = %self.name, epoch = noted, ?exit, "vm ended");
         self.remember(Seen { name: self.name.clone(), epoch: noted, title, exit: Some(exit.clone()) })?;
@@ -275,7 +310,50 @@ impl<H: Hypervisor, R: Resources> Work<H, R> {
 
     async fn reset(&mut self, request: u64) -> Done<H::Guest> {
         self.guest()?.reset().await?;
-        self.note(|notes| notes.reset_request = request)?;
+        self.note(|notes| {
+            notes.reset_request = request;
+            notes.resets.forgive();
+        })?;
+        self.after_reset().await
+    }
+
+    /// Counted before it is done: what cannot be written down is not tried again and again.
+    async fn reset_by_itself(&mut self, why: String) -> Done<H::Guest> {
+        let now = self.ports.clock.now();
+        self.note(|notes| notes.resets.add(why.clone(), now))?;
+        tracing::warn!(vm = %self.name, %why, "vm is reset by its host");
+        self.guest()?.reset().await?;
+        let count = self.notes.as_ref().map_or(0, |notes| notes.resets.made.len());
+        self.tell_people("reset by its host", format!("{why}; reset {count} of {RESETS_MAX} in an hour"));
+        self.after_reset().await
+    }
+
+    /// QEMU resets a moment after it has said that it will. What stood still for a crash is run by the owner's next step.
+    async fn after_reset(&self) -> Done<H::Guest> {
+        let begun = tokio::time::Instant::now();
+        loop {
+            let view = self.guest()?.view().await?;
+            if view.run != Run::Paused(Pause::Panicked) || begun.elapsed() > RESET_WITHIN {
+                return Ok(Found::Same(view));
+            }
+            tokio::time::sleep(RESET_POLL).await;
+        }
+    }
+
+    async fn quarantine(&mut self, owner: &Owner, why: String) -> Done<H::Guest> {
+        let why = format!("{why}, after {RESETS_MAX} resets in an hour");
+        tracing::error!(vm = %self.name, %why, "vm is quarantined");
+        let power_request = owner.health.as_ref().map_or(0, |order| order.power_request);
+        let quarantine = Quarantine { why: why.clone(), power_request, reset_request: owner.reset_request };
+        self.note(|notes| notes.resets.quarantine = Some(quarantine))?;
+        self.tell_people("quarantined", why);
+        self.view().await
+    }
+
+    /// Looks again when what it tries can have failed again: to run for a moment is no news.
+    async fn retry_io(&mut self) -> Done<H::Guest> {
+        self.guest()?.cont().await?;
+        tokio::time::sleep(IO_FAILS_WITHIN).await;
         self.view().await
     }
 

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, dead_code)]
 
 /// Hosts that know each other.
-mod certificates;
+pub mod certificates;
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
@@ -22,9 +22,10 @@ use sterna_base::clock::SystemClock;
 use sterna_base::scope::Scope;
 use sterna_base::units::{Bytes, Span};
 use sterna_model::cpu::Accel;
-use sterna_model::image::Format;
+use sterna_model::image;
 use sterna_model::meta::Name;
 use sterna_model::vm::{CopyState, Hardware, Power, VmReport};
+use sterna_qemu::config::{Backing, Format, Source};
 use sterna_qemu::version::Version;
 use sterna_wire::assignment::{Assignment, Disk, Machine, Owner, Role, VmAssignment};
 use sterna_wire::shim::RunRecord;
@@ -82,6 +83,9 @@ pub fn disk(folder: &Path, sector: &sterna_qemu::boot::Sector) -> PathBuf {
     disk
 }
 
+/// What a qcow2 disk is a clone of, in the same folder.
+pub const IMAGE: &str = "image.raw";
+
 /// Every VM has this one disk, but for those that have one of their own beside it.
 pub struct OneDisk(pub PathBuf);
 
@@ -94,8 +98,12 @@ impl Resources for OneDisk {
     async fn prepare(&self, whose: &Whose, _machine: &Machine) -> Result<Parts, NotReady> {
         let own = own_disk(&self.0, whose.uid);
         let path = if own.exists() { own } else { self.0.clone() };
-        let source = sterna_qemu::config::Source::File { path };
-        let opened = Opened { format: sterna_qemu::config::Format::Raw, source, backing: vec![] };
+        let file = |path: PathBuf| Source::File { path };
+        // One that is no raw disk lies above this image.
+        let image = Backing { format: Format::Raw, source: file(path.with_file_name(IMAGE)) };
+        let is_overlay = path.extension().is_some_and(|end| end == "qcow2");
+        let (format, backing) = if is_overlay { (Format::Qcow2, vec![image]) } else { (Format::Raw, vec![]) };
+        let opened = Opened { format, source: file(path), backing };
         Ok(Parts { disks: vec![opened], ..Parts::default() })
     }
 
@@ -183,9 +191,15 @@ impl Host {
 
     /// The agent ends without a word, as after SIGKILL, and another one starts.
     pub async fn restart(self) -> Self {
+        self.restart_after(|| {}).await
+    }
+
+    /// The same; this is done while there is none.
+    pub async fn restart_after(self, meanwhile: impl FnOnce()) -> Self {
         let (folder, qemu, disk) = (self.folder.clone(), self.qemu.clone(), self.disk.clone());
         self.scope.shut_down().await;
         drop(self);
+        meanwhile();
         Self::start(&folder, &qemu, &disk)
     }
 
@@ -201,6 +215,8 @@ impl Host {
             volumes: vec![],
             tunnel: None,
             paces: Vec::new(),
+            probes: Vec::new(),
+            probed: None,
         };
         self.fleet.apply(&assignment);
     }
@@ -320,12 +336,13 @@ pub fn machine_of(version: Version) -> Machine {
         memory: Bytes(16_376 << 10),
         volumes: vec![name("web-boot")],
         nics: vec![],
+        watchdog: false,
     };
     let disk = Disk {
         volume: name("web-boot"),
         uid: Uuid::from_u128(8),
         pool: name("p"),
-        format: Format::Raw,
+        format: image::Format::Raw,
         image: None,
     };
     Machine { hardware, disks: vec![disk], cloud_init: None }
@@ -338,7 +355,10 @@ pub fn owner_of(machine: Machine) -> Owner {
         reset_request: 0,
         shutdown_timeout: Span::from_millis(200),
         continues: None,
+        adopts: None,
         outgoing: None,
+        restart_here: None,
+        health: None,
     }
 }
 

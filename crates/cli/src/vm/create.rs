@@ -6,13 +6,15 @@ use std::path::{Path, PathBuf};
 use clap::{ArgGroup, Args};
 use sterna_base::units::{Bytes, Span};
 use sterna_client::vm::{Ask, Boot};
+use sterna_model::health::HealthCheck;
 use sterna_model::meta::Name;
 use sterna_model::network::Mac;
-use sterna_model::vm::{CPUS_MAX, CloudInit, NicSpec, Place, Power, RestartPolicy};
+use sterna_model::vm::{CPUS_MAX, CloudInit, NicSpec, Place, Power, Priority, RestartPolicy};
 
 use crate::crud::{self, About};
 use crate::exit::{Failure, Result};
 use crate::session::Session;
+use crate::vm::check::{Fault, check};
 use crate::wait::Wait;
 
 #[derive(Debug, Args)]
@@ -63,6 +65,22 @@ pub struct Create {
     /// When the guest ends without being asked to [default: on-failure]
     #[arg(long, value_enum, value_name = "WHEN")]
     restart: Option<Restart>,
+    /// When the guest says that it crashed [default: restart]
+    #[arg(long, value_enum, value_name = "WHAT")]
+    on_panic: Option<Fault>,
+    /// When the guest hangs [default: restart]
+    #[arg(long, value_enum, value_name = "WHAT")]
+    on_hang: Option<Fault>,
+    /// Give the guest a watchdog (i6300esb) to feed
+    #[arg(long)]
+    watchdog: bool,
+    /// Ask whether it works: http:PORT[/PATH], tcp:PORT or exec:/PROGRAM, then any of ,interval=10s ,timeout=3s
+    /// ,failures=3 ,expect=2xx ,action=restart; several may be given
+    #[arg(long = "check", value_name = "CHECK", value_parser = check)]
+    checks: Vec<HealthCheck>,
+    /// Who starts first where room is short [default: normal]
+    #[arg(long, value_enum, value_name = "PRIORITY")]
+    priority: Option<Urgency>,
     /// Make it and leave it off
     #[arg(long)]
     stopped: bool,
@@ -85,6 +103,24 @@ impl From<Restart> for RestartPolicy {
         match restart {
             Restart::OnFailure => RestartPolicy::OnFailure,
             Restart::Never => RestartPolicy::Never,
+        }
+    }
+}
+
+/// Who starts first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Urgency {
+    Low,
+    Normal,
+    High,
+}
+
+impl From<Urgency> for Priority {
+    fn from(urgency: Urgency) -> Self {
+        match urgency {
+            Urgency::Low => Priority::Low,
+            Urgency::Normal => Priority::Normal,
+            Urgency::High => Priority::High,
         }
     }
 }
@@ -133,6 +169,11 @@ fn ask(args: &Create) -> Result<Ask> {
         cloud_init: (cloud_init != CloudInit::default()).then_some(cloud_init),
         shutdown_timeout: args.shutdown_timeout,
         restart: args.restart.map(Into::into),
+        on_panic: args.on_panic.map(Into::into),
+        on_hang: args.on_hang.map(Into::into),
+        watchdog: args.watchdog.then_some(true),
+        checks: (!args.checks.is_empty()).then(|| args.checks.clone()),
+        priority: args.priority.map(Into::into),
     })
 }
 

@@ -4,13 +4,15 @@ use clap::Args;
 use sterna_base::units::{Bytes, Span};
 use sterna_client::object::Patch;
 use sterna_client::vm::{Ask, Vms};
+use sterna_model::health::HealthCheck;
 use sterna_model::vm::CPUS_MAX;
 
 use crate::crud;
 use crate::exit::{Failure, Result};
 use crate::select::{LabelChange, Many};
 use crate::session::Session;
-use crate::vm::create::Restart;
+use crate::vm::check::{Fault, check};
+use crate::vm::create::{Restart, Urgency};
 
 #[derive(Debug, Args)]
 pub struct Set {
@@ -34,6 +36,24 @@ pub struct Set {
     /// When the guest ends without being asked to
     #[arg(long, value_enum, value_name = "WHEN")]
     restart: Option<Restart>,
+    /// When the guest says that it crashed
+    #[arg(long, value_enum, value_name = "WHAT")]
+    on_panic: Option<Fault>,
+    /// When the guest hangs
+    #[arg(long, value_enum, value_name = "WHAT")]
+    on_hang: Option<Fault>,
+    /// Whether the guest has a watchdog; holds at the next start
+    #[arg(long, value_name = "true|false")]
+    watchdog: Option<bool>,
+    /// Ask whether it works, as with `vm create`; in the place of the checks that it has
+    #[arg(long = "check", value_name = "CHECK", value_parser = check, conflicts_with = "no_checks")]
+    checks: Vec<HealthCheck>,
+    /// Ask no more
+    #[arg(long)]
+    no_checks: bool,
+    /// Who starts first where room is short
+    #[arg(long, value_enum, value_name = "PRIORITY")]
+    priority: Option<Urgency>,
 }
 
 pub async fn run(session: &Session, args: Set) -> Result<()> {
@@ -42,6 +62,11 @@ pub async fn run(session: &Session, args: Set) -> Result<()> {
         memory: args.memory,
         shutdown_timeout: args.shutdown_timeout,
         restart: args.restart.map(Into::into),
+        on_panic: args.on_panic.map(Into::into),
+        on_hang: args.on_hang.map(Into::into),
+        watchdog: args.watchdog,
+        checks: (args.no_checks || !args.checks.is_empty()).then_some(args.checks),
+        priority: args.priority.map(Into::into),
         ..Ask::default()
     };
     let spec = (spec != Ask::default()).then_some(spec);

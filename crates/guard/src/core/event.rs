@@ -11,7 +11,7 @@ use crate::core::page::Page;
 use crate::core::time::BootInstant;
 
 /// One thing that happened. Time may have passed before any of them.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Event {
     /// The instant came that `Effect::NextWake` asked for. Too early and too late are both harmless.
     Tick,
@@ -32,7 +32,7 @@ pub enum Event {
 }
 
 /// A VM that control may start elsewhere once this host's epoch is fenced.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VmUnderLease {
     pub vm: VmId,
@@ -46,7 +46,7 @@ pub struct VmUnderLease {
 }
 
 /// What becomes of a VM when its host loses its lease.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Isolation {
     /// Frozen shortly before the deadline, killed at it.
@@ -57,7 +57,7 @@ pub enum Isolation {
 
 /// What is to be done, in this order. When one cannot be done, none of those behind it may be: a page that was not
 /// written must not be followed by the message that relies on it. Only killing, freezing and feeding may fail alone.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Effect {
     /// Stop its processes where they stand. Doing it twice is harmless, here and below.
     Freeze {
@@ -104,7 +104,7 @@ impl Effect {
 }
 
 /// What the agent is told; nothing depends on its being heard.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "kebab-case", tag = "report")]
 pub enum Report {
     /// The lease has changed its state.
@@ -154,7 +154,7 @@ pub enum Report {
 }
 
 /// Where a lease stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "state")]
 pub enum State {
     /// May join.
@@ -167,7 +167,7 @@ pub enum State {
     Expired { epoch: Epoch },
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum KillReason {
     /// The lease ran out.
@@ -176,7 +176,7 @@ pub enum KillReason {
     WrongEpoch,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, thiserror::Error)]
 #[serde(rename_all = "kebab-case")]
 pub enum JoinRefusal {
     #[error("there is a lease, or VMs of the last one are not gone yet")]
@@ -192,7 +192,7 @@ pub enum JoinRefusal {
 }
 
 /// Why a VM may not be started, or continued, now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, thiserror::Error)]
 #[serde(rename_all = "kebab-case", tag = "refused")]
 pub enum StartRefusal {
     #[error("this host holds no lease")]

@@ -23,7 +23,7 @@ pub const ASK_EVERY: Duration = Duration::from_millis(250);
 const QUESTIONS_MAX: usize = 64;
 
 /// Whom to fence, and by whose word.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Order {
     pub host: HostId,
     pub epoch: Epoch,
@@ -36,7 +36,7 @@ pub struct Order {
 }
 
 /// Why the host's VMs of this epoch have ended. Goes into the store with the transaction that relies on it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Proof {
     pub host: HostId,
@@ -47,7 +47,7 @@ pub struct Proof {
     pub decided_at: BootInstant,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Fencer {
     order: Order,
     /// The youngest question that each voter has said yes to.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use crate::core::event::{Effect, Event, JoinRefusal, Report, StartRefusal};
+use crate::core::event::{Effect, Event, JoinRefusal, Report, StartRefusal, State};
 use crate::core::id::{Epoch, HostId, VmId};
 use crate::core::lease::{Lease, Question};
 use crate::core::membership::{Configuration, Membership, Refused};
@@ -32,7 +32,7 @@ const FEEDS_PER_TIMEOUT: u32 = 4;
 /// With nothing to wait for, a guard still looks around.
 const IDLE: Duration = Duration::from_secs(1);
 
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Guard {
     me: HostId,
     boot: Uuid,
@@ -53,14 +53,14 @@ pub struct Guard {
     mutations: Mutations,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 struct Watchdog {
     programmed: Option<Duration>,
     next_feed: BootInstant,
 }
 
 /// A lease that was returned, while voters are being told.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Farewell {
     epoch: Epoch,
     left: u8,
@@ -68,7 +68,7 @@ struct Farewell {
 }
 
 /// An order to start or continue a VM, as control signed it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct StartOrder {
     pub vm: VmId,
     pub vm_epoch: u64,
@@ -179,7 +179,7 @@ impl Guard {
         if !self.vms.any_doomed() {
             self.lease.on_all_gone();
         }
-        if self.lease.live_epoch().is_none() {
+        if !self.rests_on_voters() {
             self.membership.iter_mut().for_each(Membership::forget_former);
         }
         self.release_if_due(now);
@@ -259,8 +259,7 @@ impl Guard {
 
     fn on_configure(&mut self, now: BootInstant, configuration: Configuration) {
         let version = configuration.version;
-        let has_lease = self.lease.live_epoch().is_some();
-        let is_joint = has_lease && !crate::mutated!(self.mutations, NoJointChange);
+        let is_joint = self.rests_on_voters() && !crate::mutated!(self.mutations, NoJointChange);
         let taken = match &mut self.membership {
             None => Membership::new(configuration).map(|first| self.membership = Some(first)),
             Some(membership) if is_joint => membership.change(configuration, now, self.lease.next_seq()),
@@ -274,6 +273,12 @@ impl Guard {
             Err(error) => Report::ConfigurationRefused { version, why: error.to_string() },
         };
         self.effects.push(Effect::Report(report));
+    }
+
+    /// Something may run here, or be hoped for, by what voters have promised. Until a lease that has run out has taken its
+    /// VMs with it, those who granted it must still be asked whether it is over.
+    fn rests_on_voters(&self) -> bool {
+        self.lease.state() != State::NoEpoch || self.vms.any_doomed()
     }
 
     fn renew_if_due(&mut self, now: BootInstant) {

@@ -16,7 +16,7 @@ use crate::core::time::BootInstant;
 /// Renewals that may still be answered. A lease spans at most a few; an answer to an older one could not extend it.
 const OUTSTANDING_MAX: usize = 16;
 
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Lease {
     state: State,
     /// Of a candidate as of a lease.
@@ -29,7 +29,7 @@ pub struct Lease {
 }
 
 /// One round of questions to all voters.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Renewal {
     seq: u64,
     /// The lease is counted from here: when the voters heard it, nobody knows.

@@ -16,7 +16,7 @@ use crate::core::time::BootInstant;
 use crate::core::voters::{self, Voters};
 
 /// What the agent tells its guard; the same for all of a datacentre.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Configuration {
     /// Grows with every change.
@@ -39,7 +39,7 @@ pub enum Refused {
     ChangeUnderWay { to: u64 },
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Membership {
     current: Configuration,
@@ -47,7 +47,7 @@ pub struct Membership {
 }
 
 /// What was in force before, while it still counts.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Former {
     voters: Voters,

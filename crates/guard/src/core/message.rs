@@ -6,7 +6,7 @@ use crate::core::id::{Epoch, HostId};
 use crate::core::time::BootInstant;
 
 /// One datagram. All may be lost, doubled, late and out of order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Message {
     /// The sender asks for its lease: "promise for this long, from when you read this, to let nobody take my VMs".
     Renew { epoch: Epoch, seq: u64, promise: Duration },

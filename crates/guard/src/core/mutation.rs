@@ -4,7 +4,7 @@
 //! guard: a clock that runs 30 % off, and a watchdog that does not fire.
 
 /// Which defect is in; none without the feature.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Mutations {
     #[cfg(feature = "mutations")]
     on: Option<Mutation>,
@@ -12,7 +12,7 @@ pub struct Mutations {
 
 /// Each breaks one line of the proof.
 #[cfg(feature = "mutations")]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Mutation {
     /// A lease is counted from when the answers came, not from when they were asked for.
     DeadlineFromReceiveTime,

@@ -13,7 +13,7 @@ use crate::core::id::Epoch;
 use crate::core::membership::Membership;
 use crate::core::time::BootInstant;
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Page {
     /// Instants mean nothing on another boot, and no process lives on into it.
@@ -27,14 +27,14 @@ pub struct Page {
     pub vms: Vec<PageVm>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HeldLease {
     pub epoch: Epoch,
     pub deadline: BootInstant,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PageVm {
     pub vm: VmUnderLease,

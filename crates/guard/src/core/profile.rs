@@ -22,7 +22,7 @@ const WATCHDOG_MIN: Duration = Duration::from_secs(1);
 pub const PROMISE_MAX: Duration = Profile::PATIENT.promise();
 
 /// Renewal interval R, lease L and watchdog W of the hosts of a datacentre.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Profile {
     pub renew: Duration,

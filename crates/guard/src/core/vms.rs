@@ -13,13 +13,13 @@ use crate::core::page::PageVm;
 /// What fits the page; far more than QEMU processes fit a host.
 pub const VMS_MAX: usize = 512;
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Vms {
     entries: BTreeMap<VmId, Entry>,
     mutations: Mutations,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Entry {
     vm: VmUnderLease,
     /// None: nobody knows, for a guard that has ended may have frozen it.
@@ -27,7 +27,7 @@ struct Entry {
     doom: Option<Doom>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 struct Doom {
     is_reaped: bool,
 }

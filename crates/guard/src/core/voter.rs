@@ -15,7 +15,7 @@ use crate::core::time::BootInstant;
 /// Hosts of a datacentre. One more gets no answer, which is safe: it gets no lease from this voter.
 pub const HOSTS_MAX: usize = 1024;
 
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Voter {
     started: BootInstant,
     silent_until: BootInstant,
@@ -24,7 +24,7 @@ pub struct Voter {
 }
 
 /// What this voter knows of one host.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Known {
     promised_until: BootInstant,
     /// The longest promise that may still run.

@@ -11,7 +11,7 @@ use crate::core::mutation::Mutations;
 pub const VOTERS_MAX: usize = 9;
 
 /// The voters of a datacentre at one version of its configuration.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Voters(pub BTreeSet<HostId>);
 

@@ -99,11 +99,20 @@ impl Message {
                     checkpoint,
                 }
             }
-            2 => Self::Offer(body.as_chunks().0.iter().map(|hash| PageHash(*hash)).collect()),
-            3 => Self::Accept { has_checkpoint: *body.first()? == 1 },
+            2 => {
+                let (hashes, rest) = body.as_chunks();
+                if !rest.is_empty() || hashes.len() > OFFER_MAX {
+                    return None;
+                }
+                Self::Offer(hashes.iter().map(|hash| PageHash(*hash)).collect())
+            }
+            3 => match body {
+                [has @ (0 | 1)] => Self::Accept { has_checkpoint: *has == 1 },
+                _ => return None,
+            },
             4 => Self::ReturnPath(payload.slice(1..)),
             5 => Self::Loaded { code: u32::from_be_bytes(body.try_into().ok()?) },
-            6 => Self::Committed,
+            6 if body.is_empty() => Self::Committed,
             7 => Self::Abort { reason: String::from_utf8_lossy(body).chars().take(REASON_MAX).collect() },
             _ => return None,
         })

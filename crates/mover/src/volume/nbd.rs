@@ -7,6 +7,8 @@ pub mod client;
 /// For the source QEMU's mirror.
 pub mod server;
 
+#[cfg(test)]
+mod fuzz;
 mod negotiate;
 
 pub(super) const MAGIC: u64 = u64::from_be_bytes(*b"NBDMAGIC");

@@ -2,16 +2,17 @@
 #![allow(clippy::unwrap_used, dead_code)]
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use sterna_mover::link::listen::Listener;
 use sterna_mover::link::tls::Identity;
 use sterna_mover::link::{Link, Options, SessionId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 pub const NAME: &str = "mover.test";
 
@@ -79,8 +80,8 @@ impl Relay {
 }
 
 async fn forward(
-    mut from: tokio::net::tcp::OwnedReadHalf,
-    mut to: tokio::net::tcp::OwnedWriteHalf,
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
     watch: watch::Receiver<bool>,
     count: Arc<AtomicU64>,
 ) {
@@ -98,6 +99,80 @@ async fn forward(
     // A broken line does not even say that it is.
     if is_broken {
         std::future::pending::<()>().await;
+    }
+}
+
+/// A line of so much length and width, in each direction, for all that go over it together.
+pub struct Narrow {
+    pub address: SocketAddr,
+    /// Connections that are open.
+    pub open: Arc<AtomicU64>,
+    pub forwarded: Arc<AtomicU64>,
+}
+
+impl Narrow {
+    pub async fn to(target: SocketAddr, one_way: Duration, bytes_per_s: u64) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (open, forwarded): (Arc<AtomicU64>, Arc<AtomicU64>) = Default::default();
+        let (opened, count) = (Arc::clone(&open), Arc::clone(&forwarded));
+        let way = || Arc::new(Way { one_way, bytes_per_s, free_at: Mutex::new(Instant::now()) });
+        let ways = [way(), way()];
+        tokio::spawn(async move {
+            while let Ok((near, _)) = listener.accept().await {
+                let (ways, opened, count) = (ways.clone(), Arc::clone(&opened), Arc::clone(&count));
+                tokio::spawn(async move {
+                    let far = TcpStream::connect(target).await.unwrap();
+                    opened.fetch_add(1, Ordering::Relaxed);
+                    let ((near_read, near_write), (far_read, far_write)) =
+                        (near.into_split(), far.into_split());
+                    let there = ways[0].carry(near_read, far_write, &count);
+                    tokio::join!(there, ways[1].carry(far_read, near_write, &count));
+                    opened.fetch_sub(1, Ordering::Relaxed);
+                });
+            }
+        });
+        Self { address, open, forwarded }
+    }
+}
+
+struct Way {
+    one_way: Duration,
+    bytes_per_s: u64,
+    /// When what was taken so far has left.
+    free_at: Mutex<Instant>,
+}
+
+impl Way {
+    fn leaves(&self, bytes: usize) -> Instant {
+        let mut free_at = self.free_at.lock().unwrap();
+        let takes = Duration::from_secs_f64(bytes as f64 / self.bytes_per_s as f64);
+        *free_at = (*free_at).max(Instant::now()) + takes;
+        *free_at
+    }
+
+    async fn carry(&self, mut from: OwnedReadHalf, mut to: OwnedWriteHalf, count: &AtomicU64) {
+        let (under_way, mut arriving) = mpsc::unbounded_channel::<(Instant, Vec<u8>)>();
+        let take = async move {
+            let mut buffer = vec![0; 16 << 10];
+            while let Ok(read @ 1..) = from.read(&mut buffer).await {
+                let leaves = self.leaves(read);
+                tokio::time::sleep_until(leaves.into()).await;
+                count.fetch_add(read as u64, Ordering::Relaxed);
+                if under_way.send((leaves + self.one_way, buffer[..read].to_vec())).is_err() {
+                    return;
+                }
+            }
+        };
+        let give = async move {
+            while let Some((at, bytes)) = arriving.recv().await {
+                tokio::time::sleep_until(at.into()).await;
+                if to.write_all(&bytes).await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::join!(take, give);
     }
 }
 

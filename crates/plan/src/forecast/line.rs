@@ -1,17 +1,19 @@
 //! What a VM would move over: how fast, how far, and what a page costs on the way.
 //!
-//! Reads: the route of the move, what past moves between the same two datacentres took, the limits of both. What nobody
-//! has measured is assumed, and is said to be.
+//! Reads: the route of the move, what past moves between the same two datacentres took, what hosts probed of the line, the
+//! limits of both. The younger of a move and a probe counts. What nobody has measured is assumed, and is said to be.
 
 use std::time::Duration;
 
 use sterna_base::clock::Timestamp;
 use sterna_base::units::Bytes;
-use sterna_model::bandwidth::{Share, rates_from};
+use sterna_model::bandwidth::{LIMIT_MIN, Share, rates_from};
 use sterna_model::meta::Name;
 use sterna_model::migration::{MigrationDecision, Outcome, Phase, Via, VolumeMove};
+use sterna_model::probe::LineProbe;
 
 use crate::pace;
+use crate::probe;
 use crate::route::{Route, route};
 use crate::view::{Host, MigrationEntry, View, Vm};
 use crate::volume;
@@ -63,7 +65,7 @@ pub struct Line {
     pub cost_again: f64,
     /// Volumes that go along: what they take at the most.
     pub volumes: Bytes,
-    /// The speed is that of moves of the past.
+    /// The speed is that of moves of the past, or of a probe.
     pub is_measured: bool,
     /// What memory costs is known, not assumed.
     pub is_cost_known: bool,
@@ -172,23 +174,42 @@ impl Line {
 
     /// The fastest that recent moves got through; a slower one may have been held up by something else.
     fn take_speed(&mut self, view: &View, via: Via, (here, there): (&Name, &Name)) -> String {
+        let moves = recent(view, |decision| decision.via == via && joins(view, decision, here, there));
         let speeds: Vec<_> =
-            recent(view, |decision| decision.via == via && joins(view, decision, here, there))
-                .iter()
-                .filter_map(|(_, outcome)| speed(outcome, self.overhead))
-                .collect();
+            moves.iter().filter_map(|past| Some((past.ended, speed(past.outcome, self.overhead)?))).collect();
         let between = if here == there {
             format!("in datacentre {here}")
         } else {
             format!("between datacentres {here} and {there}")
         };
-        let Some(best) = speeds.iter().copied().max_by(f64::total_cmp) else {
+        let newest = speeds.iter().map(|(ended, _)| *ended).max();
+        let best = speeds.iter().map(|(_, speed)| *speed).max_by(f64::total_cmp);
+        // What went faster before tells more than what a limit held back since.
+        let tells =
+            |probe: &LineProbe| !probe.is_held_back() || best.is_none_or(|best| best < probed_speed(probe));
+        if let Some((host, probe)) = probed(view, (here, there), newest).filter(|(_, probe)| tells(probe)) {
+            return self.take_probed_speed(host, probe);
+        }
+        let Some(best) = best else {
             let mbit = if here == there { "1 Gbit/s" } else { "100 Mbit/s" };
             return format!("no move {between} was measured yet: {mbit} assumed");
         };
         self.bytes_per_s = best;
         self.is_measured = true;
         format!("{:.1} MB/s, the fastest of {} recent moves {between}", best / 1e6, speeds.len())
+    }
+
+    /// What a host got through. One that was held back by a limit tells the least that the line carries, and no more.
+    fn take_probed_speed(&mut self, host: &Name, probe: &LineProbe) -> String {
+        let speed = probed_speed(probe);
+        let mb_per_s = speed / 1e6;
+        let by = format!("as host {host} probed the line to host {} at {}", probe.peer, probe.at);
+        if probe.is_held_back() && speed < self.bytes_per_s {
+            return format!("{mb_per_s:.1} MB/s, {by} under a limit; 100 Mbit/s assumed without it");
+        }
+        self.bytes_per_s = speed;
+        self.is_measured = true;
+        format!("{mb_per_s:.1} MB/s, {by}")
     }
 
     /// What the latest move between the two measured, whatever became of it: routes change, and with them the way's length.
@@ -199,12 +220,15 @@ impl Line {
             .filter_map(|(name, decision)| Some((name, decision, decision.outcome.as_ref()?.round_trip?)))
             .filter(|(_, decision, _)| joins(view, decision, here, there))
             .max_by_key(|(name, decision, _)| (decision.started, *name));
-        let Some((name, _, took)) = latest else {
-            return format!("{} ms round trip assumed", ASSUMED_ROUND_TRIP.as_millis());
+        let newest = latest.map(|(_, decision, _)| decision.since);
+        let (took, words) = match (probed(view, (here, there), newest), latest) {
+            (Some((host, probe)), _) => (probe.round_trip, format!("as host {host} probed it")),
+            (None, Some((name, _, took))) => (took, format!("as move {name} measured")),
+            (None, None) => return format!("{} ms round trip assumed", ASSUMED_ROUND_TRIP.as_millis()),
         };
         self.round_trip = took.0;
         self.overhead = OVERHEAD + took.0 * ROUND_TRIPS_BEFORE;
-        format!("{took} round trip, as move {name} measured")
+        format!("{took} round trip, {words}")
     }
 
     /// What its last move there made of its memory: both sides then knew as much of each other as they do now, or less.
@@ -215,9 +239,9 @@ impl Line {
         };
         let own = |name: &Name| view.index.migrations_by_vm.of(vm.name).any(|other| other == name);
         let moves = recent(view, alike);
-        let last = moves.iter().find(|(name, _)| own(name));
+        let last = moves.iter().find(|past| own(past.name));
         match last.filter(|_| used.as_u64() > 0) {
-            Some((name, outcome)) => {
+            Some(Past { name, outcome, .. }) => {
                 let share = outcome.bytes.as_u64() as f64 / used.as_u64() as f64;
                 self.cost_first = share.min(1.0);
                 self.is_cost_known = true;
@@ -234,19 +258,43 @@ fn waiting(bytes_per_s: f64, round_trip: Duration) -> Bytes {
     Bytes(QUEUE.max(bytes_per_s * round_trip.as_secs_f64() * QUEUE_ROUND_TRIPS) as u64)
 }
 
+/// The newest probe of the line, unless a move of it is younger.
+fn probed<'a>(
+    view: &'a View,
+    (here, there): (&Name, &Name),
+    moved: Option<Timestamp>,
+) -> Option<(&'a Name, &'a LineProbe)> {
+    let probe = if here == there { None } else { probe::newest(view, here, there) };
+    probe.filter(|(_, probe)| moved.is_none_or(|moved| moved < probe.at))
+}
+
+/// Bytes a second, and never none: a line that slow is as good as cut.
+fn probed_speed(probe: &LineProbe) -> f64 {
+    probe.rate.max(LIMIT_MIN).bytes_per_second() as f64
+}
+
+struct Past<'a> {
+    name: &'a Name,
+    ended: Timestamp,
+    outcome: &'a Outcome,
+}
+
 /// Moves that succeeded and were measured, the latest first.
-fn recent(view: &View, wanted: impl Fn(&MigrationDecision) -> bool) -> Vec<(&Name, &Outcome)> {
+fn recent(view: &View, wanted: impl Fn(&MigrationDecision) -> bool) -> Vec<Past<'_>> {
     // What a pre-seed took says little of a guest's memory.
     let is_move = |entry: &MigrationEntry| entry.spec.as_ref().is_some_and(|spec| !spec.value.spec.seed);
     let moves = view.migrations.iter().filter(|(_, entry)| is_move(entry));
     let decided = moves.filter_map(|(name, entry)| Some((name, entry.decision.as_ref()?)));
     let mut moves: Vec<_> = decided
         .filter(|(_, decision)| decision.phase == Phase::Succeeded && wanted(decision))
-        .filter_map(|(name, decision)| Some((decision.started, name, decision.value.outcome.as_ref()?)))
+        .filter_map(|(name, decision)| {
+            let past = Past { name, ended: decision.since, outcome: decision.value.outcome.as_ref()? };
+            Some((decision.started, past))
+        })
         .collect();
-    moves.sort_unstable_by_key(|(started, name, _)| std::cmp::Reverse((*started, *name)));
+    moves.sort_unstable_by_key(|(started, past)| std::cmp::Reverse((*started, past.name)));
     moves.truncate(RECENT);
-    moves.into_iter().map(|(_, name, outcome)| (name, outcome)).collect()
+    moves.into_iter().map(|(_, past)| past).collect()
 }
 
 /// The datacentres from and to which it went, as far as both hosts are still there.

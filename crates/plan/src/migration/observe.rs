@@ -81,6 +81,10 @@ impl Move<'_> {
 
     fn observe_resuming(&self, decision: &MigrationDecision, epoch: u64) -> Option<Event> {
         let target = decision.target.as_ref()?;
+        // Nobody starts a VM anew that is being handed over, but for one that has run at the target and ended there.
+        if self.vm()?.decision()?.owner.epoch > epoch {
+            return Some(Event::TargetRuns);
+        }
         let row = self.row(target).filter(|row| row.epoch == epoch);
         // Once continued there, memory on the source is older than the disks, whatever became of the target since.
         if row.is_some_and(|row| matches!(self.side(row), Some(SideState::Continued { .. }))) {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use sterna_base::units::Bytes;
+use sterna_model::health::HealthReport;
 use sterna_model::host::LinkState;
 use sterna_model::key::{Column, Key, Kind};
 use sterna_model::meta::Name;
@@ -269,7 +270,8 @@ impl Story {
         state: CopyState,
         migration: Option<MigrationReport>,
     ) {
-        let report = VmReport { epoch, state, migration, reset_request: 0, since: self.world.now };
+        let health = HealthReport::default();
+        let report = VmReport { epoch, state, migration, reset_request: 0, since: self.world.now, health };
         let known = self.row(vm.as_str(), host);
         if known.is_none_or(|known| VmReport { since: report.since, ..known } != report) {
             self.world.put(Key::new(Kind::Vm, vm, Column::ReportOf(name(host))), &report);

@@ -96,11 +96,14 @@ impl Rows {
             },
             pools: BTreeMap::from([(
                 name("shared"),
-                PoolSeen::Ready { capacity: Bytes::gib(9000), port: None },
+                PoolSeen::Ready { capacity: Bytes::gib(9000), port: None, used_percent: None },
             )]),
             tunnel: None,
+            mover: None,
+            lines: BTreeMap::new(),
             link: LinkState::Connected,
             since: NOW,
+            told: None,
         };
         self.put(&Key::report(Kind::Host, &name(&text)), &serde_json::to_value(report).unwrap());
     }

@@ -13,6 +13,7 @@ use sterna_base::clock::Timestamp;
 use sterna_base::units::{Bytes, Span};
 use sterna_model::cluster::ClusterSpec;
 use sterna_model::cpu::{Accel, CpuReport};
+use sterna_model::health::HealthReport;
 use sterna_model::host::{Addresses, HostReport, HostSpec, LinkState, PoolSeen};
 use sterna_model::image::{Format, ImageReport, ImageSpec};
 use sterna_model::key::{Column, Key, Kind};
@@ -43,7 +44,9 @@ impl World {
         let now = Timestamp::from_millis(1_000_000);
         let mut world = Self { view: View::default(), now, changes: Vec::new(), uids: 0 };
         world.spec(Kind::Datacentre, "dc", sterna_model::datacentre::DatacentreSpec::default());
-        world.spec(Kind::Cluster, "dc", ClusterSpec { datacentre: name("dc"), cpu_model: None });
+        // Full hosts are what most tests are about.
+        let cluster = ClusterSpec { datacentre: name("dc"), cpu_model: None, reserve: Some(0) };
+        world.spec(Kind::Cluster, "dc", cluster);
         let kind = NetworkKind::Overlay { cidr: "10.100.0.0/24".parse().unwrap() };
         world.spec(Kind::Network, "default", NetworkSpec { kind, default: true });
         let kind = PoolKind::SharedDir { path: "/srv".into() };
@@ -125,8 +128,8 @@ impl World {
     }
 
     pub fn report_host(&mut self, text: &str, change: impl FnOnce(&mut HostReport)) {
-        let ready = PoolSeen::Ready { capacity: Bytes::gib(100), port: None };
-        let served = PoolSeen::Ready { capacity: Bytes::gib(100), port: Some(10809) };
+        let ready = PoolSeen::Ready { capacity: Bytes::gib(100), port: None, used_percent: None };
+        let served = PoolSeen::Ready { capacity: Bytes::gib(100), port: Some(10809), used_percent: None };
         let fresh = HostReport {
             boot_id: "boot".into(),
             sterna_version: "0.1.0".into(),
@@ -145,8 +148,11 @@ impl World {
                 (name("san"), if text == "a1" { served } else { ready }),
             ]),
             tunnel: None,
+            mover: None,
+            lines: BTreeMap::new(),
             link: LinkState::Connected,
             since: self.now,
+            told: None,
         };
         let mut report = self
             .view
@@ -209,7 +215,10 @@ impl World {
                 for key in &action.deletes {
                     self.commit(&key.to_string(), None);
                 }
-                log.push(format!("{} {}: {}", action.event.name, action.event.what, action.event.why));
+                // Alerts have tests of their own.
+                if action.event.kind != Kind::Alert.as_str() {
+                    log.push(format!("{} {}: {}", action.event.name, action.event.what, action.event.why));
+                }
             }
         }
         panic!("rounds do not come to rest: {log:#?}");
@@ -234,7 +243,8 @@ impl World {
         side: Option<(&str, SideState)>,
     ) {
         let migration = side.map(|(migration, side)| MigrationReport { migration: name(migration), side });
-        let report = VmReport { epoch, state, migration, reset_request: 0, since: self.now };
+        let health = HealthReport::default();
+        let report = VmReport { epoch, state, migration, reset_request: 0, since: self.now, health };
         self.put(Key::new(Kind::Vm, &name(vm), Column::ReportOf(name(host))), &report);
     }
 
@@ -245,12 +255,22 @@ impl World {
     /// Every volume that was decided is there, and every owner runs its VM.
     pub fn all_run(&mut self) {
         self.settle();
-        let volumes: Vec<_> = self.view.volumes.keys().cloned().collect();
-        for volume in volumes {
-            let size = self.view.volumes[&volume].decision.as_ref().unwrap().size;
+        let all_have = self.view.vms.values().all(|entry| entry.decision.is_some());
+        assert!(all_have, "a VM has no host");
+        self.all_that_can_run();
+    }
+
+    /// The same of the VMs that have a host.
+    pub fn all_that_can_run(&mut self) {
+        self.settle();
+        let decided = self.view.volumes.iter().filter_map(|(name, entry)| {
+            entry.decision.as_ref().map(|decision| (name.clone(), decision.size))
+        });
+        for (volume, size) in decided.collect::<Vec<_>>() {
             self.put(Key::report(Kind::Volume, &volume), &VolumeReport::Ready { size });
         }
-        let vms: Vec<_> = self.view.vms.keys().map(ToString::to_string).collect();
+        let owned = self.view.vms.iter().filter(|(_, entry)| entry.decision.is_some());
+        let vms: Vec<_> = owned.map(|(name, _)| name.to_string()).collect();
         for vm in vms {
             let (host, epoch) = self.owner(&vm);
             self.report(&vm, &host, epoch, CopyState::Running);

@@ -7,7 +7,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::block::seed_node;
-use super::device::{self, SLOT_DISPLAY, SLOT_HOT_PORTS, SLOT_RNG, SLOT_SEED, SLOT_SERIAL};
+use super::device::{self, SLOT_DISPLAY, SLOT_HOT_PORTS, SLOT_RNG, SLOT_SEED, SLOT_SERIAL, SLOT_WATCHDOG};
 use super::{Accel, Config, Monitor};
 
 /// All functions of the one slot that is kept for them.
@@ -85,6 +85,9 @@ fn machine(config: &Config, args: &mut Args) {
     args.pair("global", "ICH9-LPC.disable_s3=1");
     args.pair("global", "ICH9-LPC.disable_s4=1");
     args.pair("action", "panic=pause");
+    if config.watchdog {
+        args.pair("action", "watchdog=none");
+    }
     args.pair("sandbox", SANDBOX);
     args.pair("msg", "timestamp=on");
 }
@@ -149,6 +152,9 @@ fn channels(config: &Config, args: &mut Args) {
         args.json("device", &at(SLOT_DISPLAY, json!({ "driver": "VGA", "id": "display", "vgamem_mb": 16 })));
     }
     args.json("device", &json!({ "driver": "pvpanic", "id": "panic" }));
+    if config.watchdog {
+        args.json("device", &at(SLOT_WATCHDOG, json!({ "driver": "i6300esb", "id": "watchdog" })));
+    }
     args.json("object", &json!({ "qom-type": "rng-builtin", "id": "rng0" }));
     args.json("device", &at(SLOT_RNG, json!({ "driver": "virtio-rng-pci", "id": "rng", "rng": "rng0" })));
 }

@@ -25,6 +25,7 @@ pub(super) const SLOT_SEED: u8 = 0x04;
 const SLOT_NICS: u8 = 0x05;
 pub(super) const SLOT_DISKS: u8 = 0x0d;
 pub(super) const SLOT_HOT_PORTS: u8 = 0x1c;
+pub(super) const SLOT_WATCHDOG: u8 = 0x1d;
 
 /// Slots kept for NICs, and so the number of [`Place::Slot`]s for them.
 pub const NIC_SLOTS: u8 = SLOT_DISKS - SLOT_NICS;

@@ -112,6 +112,20 @@ impl Header {
         self.incompatible & (DIRTY | CORRUPT) != 0
     }
 
+    /// Everything that it shows is its backing file's, or zero: none of its clusters is in use.
+    pub fn is_blank(&self, image: &(impl Bytes + ?Sized)) -> Result<bool, Refused> {
+        let length = u64::from(self.l1_size) * 8;
+        if length > L1_BYTES_MAX {
+            return malformed("its L1 table does not fit its size");
+        }
+        let mut table = vec![0; usize::try_from(length).unwrap_or(0)];
+        let read = image.read(&mut table, self.l1_offset).map_err(|source| Refused::Unreadable { source })?;
+        if read != table.len() {
+            return malformed("a table is cut off");
+        }
+        Ok(self.snapshots == 0 && table.iter().all(|byte| *byte == 0))
+    }
+
     fn cluster(&self) -> u64 {
         1 << self.cluster_bits
     }

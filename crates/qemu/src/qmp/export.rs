@@ -1,14 +1,33 @@
-//! QEMU as a network block server: its disks for other processes of this machine.
+//! QEMU as a network block server: its disks for other processes.
 //!
 //! The target of a migration takes in its disks this way. Adding an export makes an image writable that still waits for
 //! its guest, so the exports must be gone before the guest runs: two would write.
 
-use std::path::Path;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{Client, Error};
+
+/// Where a block server is, and how its clients have to call.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum NbdAddress {
+    /// On this machine.
+    Unix(PathBuf),
+    Tcp {
+        at: SocketAddr,
+        /// Credentials that encrypt it; absent: in clear.
+        tls_creds: Option<String>,
+    },
+}
+
+impl From<&Path> for NbdAddress {
+    fn from(socket: &Path) -> Self {
+        Self::Unix(socket.to_owned())
+    }
+}
 
 /// A disk for others.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,10 +62,21 @@ pub struct Exported {
 }
 
 impl Client {
-    /// Listens for network block clients. A QEMU has one such server.
-    pub async fn nbd_server_start(&self, socket: &Path) -> Result<(), Error> {
-        let address = json!({ "type": "unix", "data": { "path": socket } });
-        self.done("nbd-server-start", json!({ "addr": address })).await
+    /// Listens for network block clients, of which so many are served at a time. A QEMU has one such server. It tells no
+    /// port that it chose by itself: one has to be named.
+    pub async fn nbd_server_start(&self, address: &NbdAddress, connections_max: u32) -> Result<(), Error> {
+        let mut arguments = match address {
+            NbdAddress::Unix(path) => json!({ "addr": { "type": "unix", "data": { "path": path } } }),
+            NbdAddress::Tcp { at, .. } => {
+                let data = json!({ "host": at.ip().to_string(), "port": at.port().to_string() });
+                json!({ "addr": { "type": "inet", "data": data } })
+            }
+        };
+        if let NbdAddress::Tcp { tls_creds: Some(credentials), .. } = address {
+            arguments["tls-creds"] = json!(credentials);
+        }
+        arguments["max-connections"] = json!(connections_max);
+        self.done("nbd-server-start", arguments).await
     }
 
     /// Disconnects all clients and removes all exports; all is done when this returns.

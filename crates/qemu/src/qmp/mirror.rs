@@ -11,48 +11,61 @@
 //! there. An event can be lost with a connection: [`Client::query_block_jobs`] is what counts, and a job with
 //! `auto_dismiss: false` stays in it, with its error, until it is dismissed.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::export::NbdAddress;
 use super::{Client, Error, Schema};
 
 /// Opening a disk of somebody else and starting to write to it both contain a handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// An export of a process on this machine, as a disk that a mirror can write to.
+/// An export of another process, as a disk that a mirror can write to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NbdNode {
     /// At most 31 characters.
     pub node: String,
-    pub socket: PathBuf,
+    pub at: NbdAddress,
     pub export: String,
     /// Requests wait this long for a lost server to come back, in whole seconds; zero = they fail at once. So does the
     /// request with which QEMU closes the node, and all of QEMU waits with it: anything but zero only for a server that
     /// is sure to return.
     pub reconnect_delay: Duration,
+    /// To open it may take this long, in whole seconds, while all of QEMU waits; zero = as long as the server lets it.
+    pub open_timeout: Duration,
 }
 
 impl NbdNode {
     /// Without discarding: a mirror would else begin by making all of its target zero, also what is the same already.
     fn blockdev(&self) -> Value {
+        let server = match &self.at {
+            NbdAddress::Unix(path) => json!({ "type": "unix", "path": path }),
+            NbdAddress::Tcp { at, .. } => {
+                json!({ "type": "inet", "host": at.ip().to_string(), "port": at.port().to_string() })
+            }
+        };
+        let mut file = json!({
+            "driver": "nbd",
+            "server": server,
+            "export": self.export,
+            "reconnect-delay": self.reconnect_delay.as_secs(),
+            "open-timeout": self.open_timeout.as_secs(),
+            "read-only": false,
+            "auto-read-only": false,
+            "discard": "ignore",
+        });
+        if let NbdAddress::Tcp { tls_creds: Some(credentials), .. } = &self.at {
+            file["tls-creds"] = json!(credentials);
+        }
         json!({
             "driver": "raw",
             "node-name": self.node,
             "read-only": false,
             "auto-read-only": false,
             "discard": "ignore",
-            "file": {
-                "driver": "nbd",
-                "server": { "type": "unix", "path": self.socket },
-                "export": self.export,
-                "reconnect-delay": self.reconnect_delay.as_secs(),
-                "read-only": false,
-                "auto-read-only": false,
-                "discard": "ignore",
-            },
+            "file": file,
         })
     }
 }
@@ -219,6 +232,13 @@ impl Client {
         self.done("block-job-cancel", json!({ "device": job, "force": true })).await
     }
 
+    /// Closes the connection of a network block node at once: requests that wait for an answer fail. Refused for a node
+    /// that has none.
+    pub async fn yank_node(&self, node: &str) -> Result<(), Error> {
+        let instance = json!({ "type": "block-node", "node-name": node });
+        self.done("yank", json!({ "instances": [instance] })).await
+    }
+
     /// Lets a job end that was started without `auto_finalize` and is pending.
     pub async fn finalize_job(&self, job: &str) -> Result<(), Error> {
         self.done("job-finalize", json!({ "id": job })).await
@@ -251,6 +271,23 @@ mod tests {
         assert_eq!((new.status, new.is_actively_synced), (JobState::Ready, Some(true)));
         let ended = job(json!({ "status": "concluded", "error": "Input/output error" }));
         assert_eq!((ended.status, ended.error.as_deref()), (JobState::Concluded, Some("Input/output error")));
+    }
+
+    #[test]
+    fn a_far_export_is_called_as_its_server_wants() {
+        let node = |at| NbdNode {
+            node: "there".into(),
+            at,
+            export: "disk".into(),
+            reconnect_delay: Duration::ZERO,
+            open_timeout: Duration::from_secs(2),
+        };
+        let at = "[fd00::1]:10809".parse().unwrap();
+        let clear = node(NbdAddress::Tcp { at, tls_creds: None }).blockdev();
+        assert_eq!(clear["file"]["server"], json!({ "type": "inet", "host": "fd00::1", "port": "10809" }));
+        assert_eq!((&clear["file"]["open-timeout"], clear["file"].get("tls-creds")), (&json!(2), None));
+        let encrypted = node(NbdAddress::Tcp { at, tls_creds: Some("line".into()) }).blockdev();
+        assert_eq!(encrypted["file"]["tls-creds"], json!("line"));
     }
 
     #[test]

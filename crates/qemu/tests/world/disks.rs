@@ -68,7 +68,7 @@ impl Pair {
         let waiting = Config { paused: true, incoming: true, ..config("target") };
         let target = Qemu::start(binary, &waiting).await.unwrap();
         let pair = Self { folder, source, target };
-        pair.target.qmp.nbd_server_start(&pair.socket()).await.unwrap();
+        pair.target.qmp.nbd_server_start(&pair.socket().as_path().into(), 0).await.unwrap();
         pair.target.qmp.add_nbd_export(&export()).await.unwrap();
         pair
     }
@@ -96,9 +96,10 @@ impl Pair {
     pub fn there(&self) -> NbdNode {
         NbdNode {
             node: THERE.into(),
-            socket: self.socket(),
+            at: self.socket().as_path().into(),
             export: "root".into(),
             reconnect_delay: Duration::ZERO,
+            open_timeout: Duration::ZERO,
         }
     }
 

@@ -101,6 +101,7 @@ pub fn machine(binary: &Binary, folder: &Path, name: &str, disk: &Path) -> Confi
         }),
         vnc: None,
         guest_agent: None,
+        watchdog: false,
         paused: false,
         incoming: false,
     }

@@ -15,6 +15,7 @@ use sterna_model::event::Event;
 use sterna_model::host::{HostReport, LinkState};
 use sterna_model::key::{Key, Kind};
 use sterna_model::meta::Name;
+use sterna_model::store::MAIN;
 use sterna_plan::View;
 use sterna_plan::assignment::may_end_stray;
 use sterna_store::Txn;
@@ -117,6 +118,8 @@ struct Batch<'a> {
     rows: BTreeMap<Key, Option<Vec<u8>>>,
     strays: Strays,
     inventory: bool,
+    /// The incarnation that this batch tells everything to, having let go of every order.
+    told: Option<Uuid>,
     host_row: Option<HostReport>,
 }
 
@@ -124,7 +127,16 @@ impl<'a> Batch<'a> {
     fn new(app: &'a App, view: &'a View, line: &'a Line, host: &'a Name) -> Self {
         let host_row = view.host(host).and_then(|host| host.report.cloned());
         let strays = line.strays.borrow().clone();
-        Self { app, view, host, rows: BTreeMap::new(), strays, inventory: line.has_inventory(), host_row }
+        Self {
+            app,
+            view,
+            host,
+            rows: BTreeMap::new(),
+            strays,
+            inventory: line.has_inventory(),
+            told: None,
+            host_row,
+        }
     }
 
     fn on_message(&mut self, message: &Up) -> Answer<()> {
@@ -132,11 +144,12 @@ impl<'a> Batch<'a> {
             Up::Host(report) => {
                 let link = self.host_row.as_ref().map_or(LinkState::Silent, |row| row.link);
                 let since = self.host_row.as_ref().map_or_else(|| self.app.now(), |row| row.since);
-                self.set_host(HostReport { link, since, ..(**report).clone() })
+                let told = self.host_row.as_ref().and_then(|row| row.told);
+                self.set_host(HostReport { link, since, told, ..(**report).clone() })
             }
-            Up::Inventory { complete, vms, volumes } => {
+            Up::Inventory { complete, vms, volumes, held } => {
                 if *complete {
-                    self.on_complete(vms)?;
+                    self.on_complete(vms, *held)?;
                 }
                 vms.iter().try_for_each(|seen| self.on_vm(seen))?;
                 volumes.iter().try_for_each(|seen| self.on_volume(seen))
@@ -153,13 +166,16 @@ impl<'a> Batch<'a> {
             report.link = LinkState::Connected;
             report.since = self.app.now();
         }
+        if self.told.is_some() {
+            report.told = self.told;
+        }
         self.rows.insert(Key::report(Kind::Host, self.host), Some(write::bytes(&report)?));
         self.host_row = Some(report);
         Ok(())
     }
 
     /// Rows and strays of VMs that a complete inventory does not have are things of the past.
-    fn on_complete(&mut self, vms: &[VmSeen]) -> Answer<()> {
+    fn on_complete(&mut self, vms: &[VmSeen], held: Option<Uuid>) -> Answer<()> {
         let here: BTreeSet<Uuid> = vms.iter().map(|seen| seen.uid).collect();
         for (name, entry) in &self.view.vms {
             let has_row = entry.reports.contains_key(self.host);
@@ -170,6 +186,9 @@ impl<'a> Batch<'a> {
         }
         self.strays.retain(|uid, _| here.contains(uid));
         self.inventory = true;
+        if held.is_some() && held == self.incarnation() {
+            self.told = held;
+        }
         match self.host_row.clone() {
             Some(report) => self.set_host(report),
             None => Ok(()),
@@ -193,7 +212,8 @@ impl<'a> Batch<'a> {
             Some(report) if report.state.has_process() => {
                 let before = self.strays.get(&seen.uid).filter(|before| before.epoch == report.epoch);
                 let was_released = before.is_some_and(|before| !before.is_held);
-                let is_held = !was_released && !may_end_stray(report);
+                let is_given_up = was_released || self.is_given_up(seen.uid);
+                let is_held = !is_given_up && !may_end_stray(report);
                 let stray = Stray { name: seen.name.clone(), epoch: report.epoch, is_held };
                 self.strays.insert(seen.uid, stray);
             }
@@ -202,6 +222,17 @@ impl<'a> Batch<'a> {
             }
         }
         Ok(())
+    }
+
+    fn incarnation(&self) -> Option<Uuid> {
+        let store = self.view.stores.get(MAIN).and_then(|entry| entry.spec.as_ref());
+        store.map(|row| row.value.spec.incarnation)
+    }
+
+    /// A person said that the store is right, which does not know it.
+    fn is_given_up(&self, uid: Uuid) -> bool {
+        let store = self.view.stores.get(MAIN).and_then(|entry| entry.spec.as_ref());
+        store.is_some_and(|row| row.value.spec.released.contains(&uid))
     }
 
     fn on_volume(&mut self, seen: &VolumeSeen) -> Answer<()> {
@@ -242,7 +273,10 @@ async fn commit(
     host: &Name,
     rows: BTreeMap<Key, Option<Vec<u8>>>,
 ) -> Result<(), sterna_store::Error> {
-    let changed: Vec<_> = rows.into_iter().filter(|(key, row)| differs(view, key, row.as_deref())).collect();
+    let mut changed: Vec<_> =
+        rows.into_iter().filter(|(key, row)| differs(view, key, row.as_deref())).collect();
+    // The host's own row says that everything was told: it is true only after the others.
+    changed.sort_by_key(|(key, _)| key.kind == Kind::Host);
     let mut newest = 0;
     for slice in changed.chunks(ROWS_MAX) {
         let host = Key::spec(Kind::Host, host);

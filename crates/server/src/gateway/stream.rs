@@ -11,12 +11,14 @@ use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
+use sterna_model::store::MAIN;
 use sterna_wire::assignment::{Assignment, Role, VmAssignment};
 use sterna_wire::down::Down;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::app::App;
 use crate::auth::HostActor;
@@ -83,16 +85,27 @@ async fn tell(
     let mut alive = tokio::time::interval_at(Instant::now() + ALIVE_EVERY, ALIVE_EVERY);
     alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut last: Option<Assignment> = None;
+    let mut held: Option<Uuid> = None;
     loop {
         revisions.mark_unchanged();
         strays.mark_unchanged();
-        let Some((next, revision)) = newest(app, host, line) else { return };
-        if last.as_ref() != Some(&next) {
-            let told = Assignment { revision, ..next.clone() };
-            if !send(sink, &Down::Assignment(Box::new(told))).await {
-                return;
+        match newest(app, host, line) {
+            Newest::Deleted => return,
+            Newest::Withheld(incarnation) if held == Some(incarnation) => {}
+            Newest::Withheld(incarnation) => {
+                if !send(sink, &Down::Hold { incarnation }).await {
+                    return;
+                }
+                held = Some(incarnation);
             }
-            last = Some(next);
+            Newest::Told(next, _) if last.as_ref() == Some(&*next) => {}
+            Newest::Told(next, revision) => {
+                let told = Assignment { revision, ..(*next).clone() };
+                if !send(sink, &Down::Assignment(Box::new(told))).await {
+                    return;
+                }
+                last = Some(*next);
+            }
         }
         let order = tokio::select! {
             biased; // A changed assignment is what a switchover waits for.
@@ -109,12 +122,26 @@ async fn tell(
     }
 }
 
-/// What the host should do now, without the revision, so that two can be compared; `None` once the host is deleted.
-fn newest(app: &App, host: &HostIdentity, line: &Line) -> Option<(Assignment, u64)> {
+/// What a host is to be told.
+enum Newest {
+    Deleted,
+    /// The store came back from a backup and does not know yet what there is: the host goes on as it was.
+    Withheld(Uuid),
+    /// Without the revision, so that two can be compared, and the revision.
+    Told(Box<Assignment>, u64),
+}
+
+/// What the host should do now.
+fn newest(app: &App, host: &HostIdentity, line: &Line) -> Newest {
     let view = app.view();
-    let meta = view.hosts.get(&host.name)?.meta()?;
-    if meta.uid != host.uid {
-        return None;
+    let meta = view.hosts.get(&host.name).and_then(|entry| entry.meta());
+    if meta.is_none_or(|meta| meta.uid != host.uid) {
+        return Newest::Deleted;
+    }
+    if sterna_plan::recovery::is_on(&view) {
+        let store = view.stores.get(MAIN).and_then(|entry| entry.spec.as_ref());
+        // A record that cannot be read has none, and nobody can tell anything to it.
+        return Newest::Withheld(store.map(|row| row.value.spec.incarnation).unwrap_or_default());
     }
     let mut assignment = sterna_plan::assignment::assignment(&view, &host.name);
     for (uid, stray) in line.strays.borrow().iter().filter(|(_, stray)| !stray.is_held) {
@@ -125,7 +152,7 @@ fn newest(app: &App, host: &HostIdentity, line: &Line) -> Option<(Assignment, u6
         }
     }
     assignment.revision = 0;
-    Some((assignment, view.revision))
+    Newest::Told(Box::new(assignment), view.revision)
 }
 
 async fn send(sink: &Sink, line: &Down) -> bool {

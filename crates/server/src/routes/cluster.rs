@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
-use sterna_model::cluster::ClusterSpec;
+use sterna_model::cluster::{ClusterSpec, RESERVE_MAX};
 use sterna_model::error::{Code, Error};
 use sterna_model::meta::Name;
 use sterna_plan::View;
@@ -96,6 +96,9 @@ fn check(view: &View, old: Option<(&Name, &ClusterSpec)>, spec: &ClusterSpec, tx
     if model.is_empty() || model.len() > 40 || !model.bytes().all(fits) {
         return Err(refuse(Code::Invalid, format!("{model:.40?} is not a CPU model"))
             .hint("use a name that `qemu-system-x86_64 -cpu help` lists"));
+    }
+    if spec.reserve.is_some_and(|reserve| reserve > RESERVE_MAX) {
+        return Err(refuse(Code::Invalid, format!("a reserve is for {RESERVE_MAX} lost hosts at most")));
     }
     refer::<Datacentres>(view, txn, &spec.datacentre)
 }

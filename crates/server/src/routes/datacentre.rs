@@ -69,7 +69,12 @@ pub fn with_cluster(view: &View, txn: Txn, name: &Name, now: Timestamp) -> Answe
         return Ok(txn);
     }
     let meta = new_meta(name.clone(), Labels::new(), String::new(), now)?;
-    put_new(txn, Kind::Cluster, meta, ClusterSpec { datacentre: name.clone(), cpu_model: None })
+    put_new(
+        txn,
+        Kind::Cluster,
+        meta,
+        ClusterSpec { datacentre: name.clone(), cpu_model: None, reserve: None },
+    )
 }
 
 /// Changes a datacentre.

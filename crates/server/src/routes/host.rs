@@ -1,5 +1,7 @@
 //! Machines that run VMs, and the tokens that make one.
 
+/// What a loss of a host would do.
+pub mod loss;
 /// Removing a host: refused while anything is, or may be, on it.
 pub mod removal;
 
@@ -42,6 +44,7 @@ pub fn routes() -> OpenApiRouter<App> {
         .routes(routes!(drain))
         .routes(routes!(undrain))
         .routes(routes!(create_token))
+        .merge(loss::routes())
 }
 
 /// All hosts that match.

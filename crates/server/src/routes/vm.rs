@@ -4,6 +4,8 @@
 mod check;
 /// The serial console.
 mod console;
+/// What may be asked of its checks.
+mod health;
 /// Moving it, and what that would take.
 mod migrate;
 /// Start, stop, pause, resume, reset.

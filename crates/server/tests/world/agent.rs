@@ -67,6 +67,11 @@ impl Lines {
 }
 
 impl Agent {
+    /// The same agent at another server.
+    pub fn towards(self, world: &World) -> Self {
+        Self { base: world.url(""), ..self }
+    }
+
     pub async fn stream(&self) -> Lines {
         let response = self.http.get(format!("{}/agent/v1/assignment", self.base)).send().await.unwrap();
         assert_eq!(response.status(), StatusCode::OK);

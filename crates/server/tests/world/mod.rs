@@ -43,16 +43,22 @@ impl World {
     }
 
     pub async fn at(dir: tempfile::TempDir, kind: Kind) -> Self {
+        Self::with(dir, kind, |_| {}).await
+    }
+
+    /// The same with other settings.
+    pub async fn with(dir: tempfile::TempDir, kind: Kind, change: impl FnOnce(&mut Config)) -> Self {
         let store: Arc<dyn Store> = match kind {
             Kind::Memory => Arc::new(Memory::default()),
             Kind::Sqlite => Arc::new(Sqlite::open(&dir.path().join("store.db")).unwrap()),
         };
         let history = Arc::new(History::open(&dir.path().join("history.db")).unwrap());
-        let config = Config {
+        let mut config = Config {
             listen: vec!["127.0.0.1:0".parse().unwrap()],
             data_dir: dir.path().to_owned(),
             ..Config::default()
         };
+        change(&mut config);
         let ready = sterna_server::init(&config, &store).await.unwrap();
         let server = Server::bind(config, Arc::clone(&store), Arc::clone(&history)).await.unwrap();
         let address = server.addresses().unwrap()[0];
@@ -77,6 +83,18 @@ impl World {
     pub async fn stop(self) {
         self.cancel.cancel();
         self.serving.await.unwrap().unwrap();
+    }
+
+    /// The server starts again over the same directory.
+    pub async fn again(self) -> Self {
+        let Self { dir, store, history, cancel, serving, token, .. } = self;
+        cancel.cancel();
+        serving.await.unwrap().unwrap();
+        drop((store, history));
+        let path = dir.path().join("store.db");
+        // Tasks that wait for an agent have it open for a few seconds more.
+        eventually("the store is free", async || Sqlite::open(&path).ok().map(drop)).await;
+        Self { token, ..Self::at(dir, Kind::Sqlite).await }
     }
 
     pub fn url(&self, path: &str) -> String {

@@ -2,6 +2,8 @@
 
 #![allow(dead_code)] // Not every file of tests needs all of it.
 
+pub mod console;
+
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};

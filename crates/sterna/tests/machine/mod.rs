@@ -1,6 +1,8 @@
 //! A machine made of namespaces. It ends, with every process in it, when its [`Machine`] is dropped or when this
 //! process ends in any way: its first process lives only as long as a pipe from here is open.
 
+#![allow(dead_code)] // Not every file of tests needs all of it.
+
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};

@@ -19,19 +19,24 @@ pub(crate) fn open(path: &Path, format: &Format) -> Result<Connection, OpenError
         OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
     )
     .map_err(|source| refusal(path, source))?;
-    let from = match format.identify(&db).map_err(|source| refusal(path, source))? {
-        Found::Foreign => return Err(OpenError::Foreign { path: path.to_owned() }),
-        Found::Version(found) if found > format.version() => {
-            return Err(OpenError::Newer { path: path.to_owned(), found, known: format.version() });
-        }
-        Found::Version(found) => found,
-        Found::Empty => 0,
-    };
+    let from = known(path, &db, format)?;
     prepare(&db).map_err(|source| refusal(path, source))?;
     check(path, &db)?;
     format.upgrade(&db, from).map_err(|source| refusal(path, source))?;
     sync_directory(path).map_err(|source| OpenError::Io { path: path.to_owned(), source })?;
     Ok(db)
+}
+
+/// The version of the file, 0 when nothing is in it yet, or why it is not one that this program reads.
+pub(crate) fn known(path: &Path, db: &Connection, format: &Format) -> Result<u32, OpenError> {
+    match format.identify(db).map_err(|source| refusal(path, source))? {
+        Found::Foreign => Err(OpenError::Foreign { path: path.to_owned() }),
+        Found::Version(found) if found > format.version() => {
+            Err(OpenError::Newer { path: path.to_owned(), found, known: format.version() })
+        }
+        Found::Version(found) => Ok(found),
+        Found::Empty => Ok(0),
+    }
 }
 
 /// Opens a further connection that only reads.
@@ -56,7 +61,7 @@ fn prepare(db: &Connection) -> rusqlite::Result<()> {
     db.pragma_update(None, "trusted_schema", false)
 }
 
-fn check(path: &Path, db: &Connection) -> Result<(), OpenError> {
+pub(crate) fn check(path: &Path, db: &Connection) -> Result<(), OpenError> {
     let verdict: String = db
         .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
         .map_err(|source| refusal(path, source))?;
@@ -69,7 +74,7 @@ fn sync_directory(path: &Path) -> std::io::Result<()> {
     File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
 }
 
-fn refusal(path: &Path, source: rusqlite::Error) -> OpenError {
+pub(crate) fn refusal(path: &Path, source: rusqlite::Error) -> OpenError {
     let path = path.to_owned();
     match source.sqlite_error_code() {
         Some(ErrorCode::NotADatabase) => OpenError::Foreign { path },

@@ -14,18 +14,18 @@ const PAGE_ROWS: usize = 2 * STEPS_MAX;
 type Answer<T> = rusqlite::Result<Result<T, Error>>;
 
 /// The last revision, and the oldest that can still be shown.
-pub(super) fn head(db: &Connection) -> rusqlite::Result<(Revision, Revision)> {
+pub(crate) fn head(db: &Connection) -> rusqlite::Result<(Revision, Revision)> {
     db.prepare_cached("SELECT revision, oldest FROM head")?
         .query_row([], |row| Ok((revision_at(row, 0)?, revision_at(row, 1)?)))
 }
 
-pub(super) fn get(db: &Connection, key: &str) -> Answer<Option<Entry>> {
+pub(crate) fn get(db: &Connection, key: &str) -> Answer<Option<Entry>> {
     let mut query = db.prepare_cached(&format!("SELECT {COLUMNS} FROM entry WHERE key = ?1"))?;
     let stored = query.query_row([key], Stored::from_row).optional()?;
     Ok(stored.map(Stored::verified).transpose().map(|stored| stored.and_then(entry)))
 }
 
-pub(super) fn range(db: &Connection, prefix: &str, at: Option<Revision>) -> Answer<Snapshot> {
+pub(crate) fn range(db: &Connection, prefix: &str, at: Option<Revision>) -> Answer<Snapshot> {
     let (head, oldest) = head(db)?;
     let revision = at.unwrap_or(head);
     if revision > head {

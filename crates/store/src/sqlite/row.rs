@@ -40,7 +40,7 @@ impl Stored {
 }
 
 /// A revision as a column. A commit every nanosecond would reach the end of `i64` after 292 years.
-pub(super) fn column(revision: Revision) -> i64 {
+pub(crate) fn column(revision: Revision) -> i64 {
     i64::try_from(revision).unwrap_or(i64::MAX)
 }
 
@@ -51,7 +51,7 @@ pub(super) fn revision_at(row: &Row<'_>, index: usize) -> rusqlite::Result<Revis
 
 /// Against decay, not against people. Each step is a bijection of the state for a given word and of the word
 /// for a given state, so damage within one aligned word of eight bytes never goes unseen.
-pub(super) fn sum(key: &str, modified: Revision, created: Revision, value: Option<&[u8]>) -> i64 {
+pub(crate) fn sum(key: &str, modified: Revision, created: Revision, value: Option<&[u8]>) -> i64 {
     let mut state = mix(mix(mix_bytes(0, key.as_bytes()), modified), created);
     if let Some(value) = value {
         state = mix_bytes(mix(state, 1), value);

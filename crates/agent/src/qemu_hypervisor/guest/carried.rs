@@ -39,12 +39,14 @@ impl QemuGuest {
         process::is_stopped(self.pid).map_err(|error| GuestError::Unclear(format!("/proc: {error}")))
     }
 
-    /// What the mover says of a transfer comes first where it knows more than QEMU.
+    /// What this agent's part of a transfer says comes first where it knows more than QEMU.
     pub(super) fn carried(&self, told: Transfer) -> Transfer {
-        let Some(outgoing) = self.carriers.outgoing(self.uid) else { return told };
-        match outgoing.stage() {
+        let outgoing = self.carriers.outgoing(self.uid).map(|outgoing| outgoing.stage());
+        let stage = outgoing.or_else(|| self.carriers.direct(self.uid).map(|direct| direct.stage()));
+        let Some(stage) = stage else { return told };
+        match stage {
             Stage::Going => match told {
-                // QEMU's own word is about an earlier transfer, or ends this one, which the mover will see as well.
+                // QEMU's own word is about an earlier transfer, or ends this one, which the agent's part will see as well.
                 Transfer::None | Transfer::Failed { .. } | Transfer::Cancelled | Transfer::Completed => {
                     Transfer::Going
                 }

@@ -1,5 +1,8 @@
 //! A QEMU whose guest goes straight to another one: encrypted, or in clear.
 
+/// The disks that it takes along.
+mod disks;
+
 use std::net::{IpAddr, SocketAddr};
 
 use sterna_model::line::{Laying, Line};
@@ -23,16 +26,18 @@ impl QemuGuest {
         &self,
         at: IpAddr,
         laying: Option<Laying>,
+        disks: &[usize],
     ) -> Result<Listening, GuestError> {
         let files = self.line_files();
         let line = match self.client.incoming_port().await? {
-            None => self.open(at, laying, &files).await?,
+            None => self.open(at, laying, disks, &files).await?,
             // An earlier agent had it listen and did not live to say so.
             Some(_) => {
-                let key = files.read().map_err(line::refused)?;
-                laying
-                    .filter(|laying| key.is_some() || !laying.is_encrypted)
-                    .map(|Laying { channels, .. }| Line { key, channels })
+                let (key, disks) = (files.read(), files.read_disks());
+                let (key, disks) = (key.map_err(line::refused)?, disks.map_err(line::refused)?);
+                let laid = laying.filter(|laying| key.is_some() || !laying.is_encrypted);
+                let channels = laid.map_or(0, |laying| laying.channels);
+                (laid.is_some() || disks.is_some()).then_some(Line { key, channels, disks })
             }
         };
         let port = self.client.incoming_port().await?;
@@ -44,24 +49,29 @@ impl QemuGuest {
         &self,
         at: IpAddr,
         laying: Option<Laying>,
+        disks: &[usize],
         files: &Files,
     ) -> Result<Option<Line>, GuestError> {
         // Announced after the guest runs, not when it has merely arrived.
         let mut parameters = Parameters { announce_rounds: Some(0), ..Parameters::default() };
-        let line = match laying {
-            Some(Laying { channels, is_encrypted: true }) => {
-                Some(Line { key: Some(line::draw().map_err(line::refused)?), channels })
-            }
-            Some(Laying { channels, is_encrypted: false }) => Some(Line { key: None, channels }),
-            None => None,
-        };
-        self.lay(line.as_ref(), Endpoint::Server, (&[], &[]), &mut parameters).await?;
-        if line.as_ref().is_none_or(|line| line.key.is_none()) {
+        let mut line = Line { key: None, channels: laying.map_or(0, |laying| laying.channels), disks: None };
+        if laying.is_some_and(|laying| laying.is_encrypted) {
+            line.key = Some(line::draw().map_err(line::refused)?);
+        }
+        // Older QEMU would take a disk from its own block server.
+        let on: &[_] = if disks.is_empty() { &[] } else { &[Capability::LateBlockActivate] };
+        self.lay(Some(&line), Endpoint::Server, (on, &[]), &mut parameters).await?;
+        if line.key.is_none() {
             // Of a key that is not for this line nothing may be told.
             files.remove().map_err(line::refused)?;
         }
+        if !disks.is_empty() {
+            let served = self.serve(at, disks, line.key.is_some()).await?;
+            files.write_disks(&served).map_err(line::refused)?;
+            line.disks = Some(served);
+        }
         self.client.migrate_incoming(&Address::Tcp { ip: at, port: 0 }).await?;
-        Ok(line)
+        Ok((laying.is_some() || line.disks.is_some()).then_some(line))
     }
 
     pub(super) async fn send_straight(
@@ -69,8 +79,16 @@ impl QemuGuest {
         outgoing: &Outgoing,
         mut parameters: Parameters,
     ) -> Result<(), GuestError> {
+        let line = outgoing.line.as_ref();
+        if let Some((disks, there)) = outgoing.straight_disks() {
+            // Mirrors must have ended before QEMU gives its images up.
+            let on = [Capability::AutoConverge, Capability::PauseBeforeSwitchover];
+            self.lay(line, Endpoint::Client, (&on, &[]), &mut parameters).await?;
+            let is_encrypted = line.is_some_and(|line| line.key.is_some());
+            return self.part_with(outgoing.to, disks, there, is_encrypted).await;
+        }
         let (on, off) = ([Capability::AutoConverge], [Capability::PauseBeforeSwitchover]);
-        self.lay(outgoing.line.as_ref(), Endpoint::Client, (&on, &off), &mut parameters).await?;
+        self.lay(line, Endpoint::Client, (&on, &off), &mut parameters).await?;
         let (ip, port) = (outgoing.to.ip(), outgoing.to.port());
         Ok(self.client.migrate(&Address::Tcp { ip, port }).await?)
     }
@@ -102,6 +120,7 @@ impl QemuGuest {
 
     /// Target: everything is here, or the copy has no line.
     pub(super) fn end_line(&self) {
+        // Also where its disks came in: its block server was stopped.
         if let Err(error) = self.line_files().remove() {
             tracing::warn!(vm = %self.uid, %error, "the key of a move is left");
         }

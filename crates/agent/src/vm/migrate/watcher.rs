@@ -36,7 +36,7 @@ impl Rung {
     pub const STRAIGHT: Self = Self { thirds: 2, patience: Duration::from_millis(250) };
 
     pub fn of(outgoing: &Outgoing) -> Self {
-        if outgoing.carry.is_some() { Self::CARRIED } else { Self::STRAIGHT }
+        if outgoing.is_carried() { Self::CARRIED } else { Self::STRAIGHT }
     }
 
     pub fn pause(self, max_downtime: Span) -> Span {
@@ -69,7 +69,7 @@ impl Watcher {
         let mut watch = Watch {
             max_downtime: outgoing.as_ref().map(|outgoing| outgoing.max_downtime),
             // The mover itself knows how long a line may be gone.
-            is_carried: outgoing.is_some_and(|outgoing| outgoing.carry.is_some()),
+            is_carried: outgoing.is_some_and(|outgoing| outgoing.is_carried()),
             moved: (Bytes::default(), Instant::now()),
             ladder: Ladder::new(rung.patience),
             passes: Passes::default(),

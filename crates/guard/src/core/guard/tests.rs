@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::*;
-use crate::core::event::{Isolation, KillReason, State, VmUnderLease};
+use crate::core::event::{Isolation, KillReason, VmUnderLease};
 use crate::core::page::{HeldLease, PageVm};
 use crate::core::profile::Profile;
 

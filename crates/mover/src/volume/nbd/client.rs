@@ -97,7 +97,7 @@ impl Client {
         Self::over(UnixStream::connect(path).await?, export).await
     }
 
-    async fn over<S>(mut stream: S, export: &str) -> Result<Self, Error>
+    pub(super) async fn over<S>(mut stream: S, export: &str) -> Result<Self, Error>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {

@@ -14,6 +14,7 @@ use sterna_plan::View;
 use sterna_store::Txn;
 
 use crate::error::{Answer, refuse};
+use crate::routes::vm::health;
 use crate::shown::{Clusters, Datacentres, Hosts, Networks, Volumes};
 use crate::write::refer;
 
@@ -23,6 +24,7 @@ const SHUTDOWN_MAX: Span = Span::from_secs(3600);
 /// Every limit and every reference of a spec; adds to the transaction that the references still exist.
 pub fn spec(view: &View, name: Option<&Name>, spec: &VmSpec, mut txn: Txn) -> Answer<Txn> {
     numbers(spec)?;
+    health::checks(view, spec)?;
     spec.cloud_init.as_ref().map_or(Ok(()), cloud_init)?;
     if let Some(host) = &spec.place.host {
         txn = refer::<Hosts>(view, txn, host)?;
@@ -190,6 +192,15 @@ pub fn differences(old: &Object<VmSpec>, new: &Object<VmSpec>) -> Vec<(bool, Str
         (was.power != is.power, false, format!("power {:?} -> {:?}", was.power, is.power).to_lowercase()),
         (was.place != is.place, false, "place changed".to_owned()),
         (was.restart != is.restart, false, "restart changed".to_owned()),
+        (was.on_panic != is.on_panic, false, "on_panic changed".to_owned()),
+        (was.on_hang != is.on_hang, false, "on_hang changed".to_owned()),
+        (was.watchdog != is.watchdog, true, format!("watchdog {} -> {}", was.watchdog, is.watchdog)),
+        (was.checks != is.checks, false, "checks changed".to_owned()),
+        (
+            was.priority != is.priority,
+            false,
+            format!("priority {} -> {}", was.priority.word(), is.priority.word()),
+        ),
         (
             was.shutdown_timeout != is.shutdown_timeout,
             false,

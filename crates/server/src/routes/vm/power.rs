@@ -52,11 +52,11 @@ async fn start(
     PathName(name): PathName,
     _plain: OptionalBody<Plain>,
 ) -> Accepted {
-    ask(&app, &actor, &name, |state, spec| {
-        // A guest that ended by itself is started anew only by a new request.
+    ask(&app, &actor, &name, |now, spec| {
+        // A guest that ended by itself is started anew only by a new request, and only one lifts a quarantine.
         let runs =
-            matches!(state, VmState::Running | VmState::Starting | VmState::Migrating | VmState::Placing);
-        if !(runs && spec.power == Power::Running) {
+            matches!(now.state, VmState::Running | VmState::Starting | VmState::Migrating | VmState::Placing);
+        if !(runs && spec.power == Power::Running) || now.is_quarantined {
             spec.power_request += 1;
         }
         spec.power = Power::Running;
@@ -93,7 +93,7 @@ async fn pause(
     PathName(name): PathName,
     _plain: OptionalBody<Plain>,
 ) -> Accepted {
-    ask(&app, &actor, &name, |state, spec| match state {
+    ask(&app, &actor, &name, |now, spec| match now.state {
         VmState::Running | VmState::Paused => {
             spec.power = Power::Paused;
             Ok(Goal::VmPaused { vm: name.clone() })
@@ -116,7 +116,7 @@ async fn resume(
     PathName(name): PathName,
     _plain: OptionalBody<Plain>,
 ) -> Accepted {
-    ask(&app, &actor, &name, |state, spec| match state {
+    ask(&app, &actor, &name, |now, spec| match now.state {
         VmState::Running | VmState::Paused => {
             spec.power = Power::Running;
             Ok(Goal::VmResumed { vm: name.clone() })
@@ -140,7 +140,7 @@ async fn reset(
     PathName(name): PathName,
     _plain: OptionalBody<Plain>,
 ) -> Accepted {
-    ask(&app, &actor, &name, |state, spec| match state {
+    ask(&app, &actor, &name, |now, spec| match now.state {
         VmState::Running | VmState::Paused | VmState::Migrating => {
             spec.reset_request += 1;
             Ok(Goal::VmReset { vm: name.clone(), request: spec.reset_request })
@@ -158,13 +158,12 @@ async fn ask(
     app: &App,
     actor: &Actor,
     name: &Name,
-    change: impl Fn(VmState, &mut VmSpec) -> Answer<Goal>,
+    change: impl Fn(Now, &mut VmSpec) -> Answer<Goal>,
 ) -> Accepted {
     let now = app.now();
     let mut waits_for = None;
     modify::<Vms>(app, name, None, |view, object, txn| {
-        let state = state(view, app, name)?;
-        let goal = change(state, &mut object.spec)?;
+        let goal = change(now_of(view, app, name)?, &mut object.spec)?;
         let (id, txn) = operation(txn, actor, goal, now)?;
         waits_for = Some(id);
         Ok(txn)
@@ -173,11 +172,20 @@ async fn ask(
     accepted(app, actor, waits_for)
 }
 
-fn state(view: &View, app: &App, name: &Name) -> Answer<VmState> {
+/// How a VM is when something is asked of it.
+#[derive(Debug, Clone, Copy)]
+struct Now {
+    state: VmState,
+    is_quarantined: bool,
+}
+
+fn now_of(view: &View, app: &App, name: &Name) -> Answer<Now> {
     let status = sterna_plan::status::vm(view, name, app.now())
         .ok_or_else(|| refuse(Code::WrongState, format!("vm {name} has a part that cannot be read")))?;
+    let report = view.vm(name).and_then(|vm| vm.owner_report().cloned());
+    let is_quarantined = report.is_some_and(|row| row.health.quarantine.is_some());
     match status.state {
         VmState::Deleting => Err(refuse(Code::WrongState, format!("vm {name} is being deleted"))),
-        state => Ok(state),
+        state => Ok(Now { state, is_quarantined }),
     }
 }

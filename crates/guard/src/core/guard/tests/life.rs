@@ -118,6 +118,24 @@ fn new_voters_are_asked_with_the_old_ones_until_both_have_granted() {
 }
 
 #[test]
+fn new_voters_are_not_confirmed_while_a_vm_of_the_lost_lease_is_not_gone() {
+    for is_told_before in [true, false] {
+        let mut play = Play::held();
+        let told_at = if is_told_before { 103_000 } else { 104_500 };
+        if !is_told_before {
+            play.tick(104_000);
+        }
+        play.at(told_at, Event::Configure(configuration(2, &[D])));
+        play.tick(105_000);
+        assert_eq!(play.state(), State::Expired { epoch: Epoch(5) });
+        let confirmed = |play: &Play, at| play.guard.status(ms(at)).confirmed_configuration;
+        assert_eq!(confirmed(&play, 105_000), None, "{D} never promised anything: its word is no proof yet");
+        play.at(105_100, Event::Reaped { vm: VM });
+        assert_eq!((play.state(), confirmed(&play, 105_100)), (State::NoEpoch, Some(2)));
+    }
+}
+
+#[test]
 fn a_successor_in_the_middle_of_a_change_asks_both_sets() {
     let mut play = Play::held();
     play.at(101_100, Event::Configure(configuration(2, &[ME, B, D])));
