@@ -89,6 +89,7 @@ where
                 let seen = volumes.borrow_and_update().clone();
                 self.tell_volumes(&seen, &mut told).await;
                 tokio::select! {
+                    biased;
                     changed = self.assigned.changed() => match changed {
                         Ok(()) => break,
                         Err(_) => return,

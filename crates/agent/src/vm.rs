@@ -53,6 +53,7 @@ use sterna_wire::up::Up;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::hypervisor::{Happened, Happenings, Hypervisor, Pause, Run, Transfer, View};
@@ -120,6 +121,7 @@ impl<G: Clone> Guests<G> {
 /// A job under way.
 struct Job<G> {
     step: Step,
+    superseded: CancellationToken,
     handle: JoinHandle<Outcome<G>>,
 }
 
@@ -232,7 +234,10 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
                 biased;
                 happened = next_happening(&mut self.happenings) => self.on_happened(happened),
                 outcome = finished(&mut self.job) => self.on_outcome(outcome),
-                changed = self.order.changed() => if changed.is_err() { return },
+                changed = self.order.changed() => match changed {
+                    Ok(()) => self.supersede(),
+                    Err(_) => return,
+                },
                 answered = self.echo.heard() => self.answered = answered,
                 heard = care::heard(&mut self.monitor) => self.on_heard(heard),
                 _ = starting.changed() => {}
@@ -339,6 +344,9 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
 
     /// Decides and begins the next step, unless a job is under way.
     fn begin_next(&mut self) {
+        if self.order.has_changed().unwrap_or(false) {
+            self.supersede();
+        }
         let order = self.order.borrow_and_update().clone();
         self.mind_the_arrival(&order);
         self.mind_the_health(&order);
@@ -409,6 +417,7 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
     where
         F: Future<Output = Outcome<H::Guest>> + Send + 'static,
     {
+        let superseded = CancellationToken::new();
         let work = Work {
             name: self.name.clone(),
             uid: self.uid,
@@ -416,10 +425,17 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
             guest: self.guest.clone(),
             notes: self.notes.clone(),
             seen: self.seen.clone(),
-            order: self.order.clone(),
+            superseded: superseded.clone(),
             starting: self.starting.clone(),
         };
-        self.job = Some(Job { step, handle: tokio::spawn(perform(work)) });
+        self.job = Some(Job { step, superseded, handle: tokio::spawn(perform(work)) });
+    }
+
+    /// There is a newer order than the one that the job was begun for.
+    fn supersede(&self) {
+        if let Some(job) = &self.job {
+            job.superseded.cancel();
+        }
     }
 
     fn on_outcome(&mut self, outcome: Option<Outcome<H::Guest>>) {

@@ -131,7 +131,7 @@ impl<H: Hypervisor, R: Resources> Work<H, R> {
         loop {
             let prepared = tokio::select! {
                 biased;
-                _ = self.order.changed() => return Err(Stop::Interrupted),
+                () = self.superseded.cancelled() => return Err(Stop::Interrupted),
                 prepared = self.ports.resources.prepare(&whose, machine) => prepared,
             };
             match prepared {
@@ -143,7 +143,7 @@ impl<H: Hypervisor, R: Resources> Work<H, R> {
             }
             tokio::select! {
                 biased;
-                _ = self.order.changed() => return Err(Stop::Interrupted),
+                () = self.superseded.cancelled() => return Err(Stop::Interrupted),
                 () = tokio::time::sleep(pause) => {}
             }
             pause = (pause * 2).min(ASK_LATER);

@@ -11,6 +11,7 @@ use sterna_model::vm::Exit;
 use sterna_wire::assignment::{Owner, Role, VmAssignment};
 use sterna_wire::shim::ExitRecord;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::Ports;
@@ -36,8 +37,8 @@ pub(super) struct Work<H: Hypervisor, R: Resources> {
     pub guest: Option<H::Guest>,
     pub notes: Option<Notes>,
     pub seen: Option<Seen>,
-    /// The newest order: a start that waits stops waiting when it changes.
-    pub order: watch::Receiver<Order>,
+    /// By a newer order. A start that waits stops waiting then.
+    pub superseded: CancellationToken,
     pub starting: watch::Sender<Option<(u64, String)>>,
 }
 
