@@ -318,11 +318,12 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
 
     fn due(&self) -> Due {
         let is_over = |at: Option<Instant>, after: Duration| at.is_none_or(|at| at.elapsed() >= after);
+        let is_ordered = self.order.borrow().owner().is_some_and(|owner| owner.outgoing.is_some());
         Due {
             switch_off: self.timers.asked.is_some() && is_over(self.timers.asked, self.shutdown_timeout()),
             press: is_over(self.timers.pressed, PRESS_EVERY),
             retry_io: is_over(self.timers.ran, RETRY_IO_EVERY),
-            is_stalled: self.sender.as_ref().is_some_and(migrate::Watcher::is_stalled),
+            is_stalled: self.sender.as_ref().is_some_and(|sender| sender.is_stalled(is_ordered)),
             hopeless: self.given_up.or_else(|| self.sender.as_ref().and_then(migrate::Watcher::hopeless)),
             is_cancelling: self.is_cancelling,
             is_overdue: self.timers.owned.is_some_and(|since| since.elapsed() >= LOAD_PATIENCE),

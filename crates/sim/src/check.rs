@@ -153,6 +153,11 @@ impl Checker {
     pub fn owner(&self, uid: Uuid) -> Option<&Owner> {
         self.owners.get(&uid).filter(|_| !self.gone.contains(&uid))
     }
+
+    /// The epoch of the copy that its owner goes on with.
+    fn adopted(&self, uid: Uuid) -> Option<u64> {
+        self.view.vms().find(|vm| vm.meta.uid == uid)?.decision()?.adopts
+    }
 }
 
 impl World {
@@ -256,14 +261,15 @@ impl World {
 
     /// A process that boots a guest is started by the owner, under the owner's epoch, and by nobody else.
     pub fn check_spawn(&self, host: usize, blueprint: &Blueprint) {
-        let (owner, here, other) = {
+        let (owner, adopted, here, other) = {
             let state = self.lock();
             let owner = state.checker.owner(blueprint.uid).cloned();
+            let adopted = state.checker.adopted(blueprint.uid);
             let other = state.machines.qemus.values().find(|qemu| {
                 let may_write = qemu.has_disk && (qemu.has_run || !qemu.is_target);
                 qemu.uid == blueprint.uid && (qemu.host == host || (may_write && !blueprint.incoming))
             });
-            (owner, state.hosts[host].name.clone(), other.map(|qemu| qemu.host))
+            (owner, adopted, state.hosts[host].name.clone(), other.map(|qemu| qemu.host))
         };
         if let Some(other) = other {
             self.violate(format!("two openers: {} starts on {here}, a copy is on {}", blueprint.name, other));
@@ -276,8 +282,10 @@ impl World {
             self.violate(format!("epochs: {} starts twice under {}.{}", blueprint.name, start.1, start.2));
         }
         let is_recovering = self.lock().checker.is_recovering();
-        let is_owners =
-            owner.as_ref().is_some_and(|owner| owner.host == here && owner.epoch == blueprint.epoch);
+        let is_owners = owner.as_ref().is_some_and(|owner| {
+            // A host may restart what it had before it hears under which epoch that is adopted.
+            owner.host == here && (owner.epoch == blueprint.epoch || adopted == Some(blueprint.epoch))
+        });
         if !is_owners && !is_recovering {
             let (name, epoch) = (&blueprint.name, blueprint.epoch);
             self.violate(format!("ownership: {name} starts on {here} under {epoch}, its owner is {owner:?}"));

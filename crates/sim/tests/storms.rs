@@ -70,7 +70,6 @@ fn the_same_seed_is_the_same_run() {
 ///
 /// `STERNA_SIM_RESTORE_SEED=S` replays one.
 #[test]
-#[ignore = "6 of 300 seeds failed before control read its store anew in each round of a recovery; not run since"]
 fn a_restored_store_breaks_nothing_in_any_storm() {
     if let Some(seed) = number("STERNA_SIM_RESTORE_SEED") {
         let outcome = restored(Config::calm(seed, 2));

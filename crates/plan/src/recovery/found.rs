@@ -101,6 +101,24 @@ impl<'a> Recovery<'a> {
         let (Some((.., moving)), Some(decision)) = (open, vm.decision()) else { return false };
         owner_in(moving).is_some_and(|owner| owner == decision.owner)
     }
+
+    /// As [`Self::is_known`], and what its source let go is waited for: a store that is still preparing waits for a target to
+    /// listen, which it never will again.
+    pub(super) fn awaits(&self, vm: &Vm<'_>, migration: &Name) -> bool {
+        let phase = self.view.migration_of(vm.name).map(|(.., moving)| &moving.phase);
+        self.is_known(vm, migration) && !matches!(phase, Some(Phase::Pending | Phase::Preparing))
+    }
+
+    /// A target's process of which nobody can say what its memory is worth, and that no order yet ends.
+    pub(super) fn leftover(&self, vm: &Vm<'a>) -> Option<&'a Name> {
+        let told = vm.entry.reports.iter().filter(|(host, _)| self.has_told(host));
+        let left = told.filter(|(_, row)| row.state.has_process()).max_by_key(|(_, row)| row.epoch);
+        let (host, row) = left?;
+        let is_ended = vm
+            .decision()
+            .is_some_and(|decision| decision.owner.host == *host && decision.owner.epoch > row.epoch);
+        (!is_ended).then_some(host)
+    }
 }
 
 /// Who owns the VM in this phase of a move.

@@ -63,7 +63,7 @@ impl<'a> Recovery<'a> {
         match found {
             Found::Runs { host, row } => self.runs(vm, host, row, is_same),
             Found::Arrived { host, row, migration } | Found::LetGo { host, row, migration }
-                if self.is_known(vm, migration) || goes_on(vm, host, row.epoch, migration) =>
+                if self.awaits(vm, migration) || goes_on(vm, host, row.epoch, migration) =>
             {
                 None
             }
@@ -146,9 +146,15 @@ impl<'a> Recovery<'a> {
     fn gone(&self, vm: &Vm<'a>, found: &str) -> Option<Change<'a>> {
         let silent = vm.decision().filter(|decision| !self.has_told(&decision.owner.host));
         let is_elsewhere = silent.is_some_and(|decision| !self.view.is_removed(&decision.owner.host));
-        (vm.is_wanted() && !is_elsewhere).then(|| Change {
-            owner: None,
-            power: Some(Power::Stopped),
+        if is_elsewhere {
+            return None;
+        }
+        // Its host obeys no epoch that is older than the one it took the copy in under.
+        let epoch = vm.next_epoch();
+        let leftover = self.leftover(vm).map(|host| NewOwner { epoch, ..NewOwner::as_found(host, epoch) });
+        (vm.is_wanted() || leftover.is_some()).then(|| Change {
+            owner: leftover,
+            power: vm.is_wanted().then_some(Power::Stopped),
             found: found.to_owned(),
             done: "is not started: delete it or start it by hand".to_owned(),
         })

@@ -53,6 +53,7 @@ struct Verdict {
 pub struct Watcher {
     task: JoinHandle<()>,
     verdict: Arc<Mutex<Verdict>>,
+    is_carried: bool,
 }
 
 impl Watcher {
@@ -66,10 +67,9 @@ impl Watcher {
         let verdict = Arc::<Mutex<Verdict>>::default();
         let told = Arc::clone(&verdict);
         let rung = outgoing.as_ref().map_or(Rung::STRAIGHT, Rung::of);
+        let is_carried = outgoing.as_ref().is_some_and(Outgoing::is_carried);
         let mut watch = Watch {
             max_downtime: outgoing.as_ref().map(|outgoing| outgoing.max_downtime),
-            // The mover itself knows how long a line may be gone.
-            is_carried: outgoing.is_some_and(|outgoing| outgoing.is_carried()),
             moved: (Bytes::default(), Instant::now()),
             ladder: Ladder::new(rung.patience),
             passes: Passes::default(),
@@ -86,15 +86,17 @@ impl Watcher {
                 reports.report(Up::Samples(Samples { migrations, ..Samples::default() }));
             }
         });
-        Self { task, verdict }
+        Self { task, verdict, is_carried }
     }
 
     fn verdict(&self) -> Verdict {
         *self.verdict.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn is_stalled(&self) -> bool {
-        self.verdict().is_stalled
+    /// While a server asks for the move (`is_ordered`), the mover knows how long a line may be gone. A move that nobody speaks
+    /// for might wait for a target that no longer exists.
+    pub fn is_stalled(&self, is_ordered: bool) -> bool {
+        self.verdict().is_stalled && !(self.is_carried && is_ordered)
     }
 
     /// It would never end as it is.
@@ -106,7 +108,6 @@ impl Watcher {
 /// What was seen of one transfer.
 struct Watch {
     max_downtime: Option<Span>,
-    is_carried: bool,
     /// What had been sent, and since when.
     moved: (Bytes, Instant),
     ladder: Ladder,
@@ -119,7 +120,7 @@ impl Watch {
         if progress.sent != self.moved.0 {
             self.moved = (progress.sent, now);
         }
-        let is_stalled = !self.is_carried && now - self.moved.1 >= STALL;
+        let is_stalled = now - self.moved.1 >= STALL;
         let hopeless = self.max_downtime.and_then(|allowed| self.passes.judge(progress, allowed, now));
         Verdict { is_stalled, hopeless }
     }
