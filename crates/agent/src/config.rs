@@ -65,6 +65,9 @@ pub struct Config {
     /// Less than this share of a pool free is nearly full; 0: only their time ends them.
     #[serde(default = "default_former_free", deserialize_with = "percent")]
     pub former_free_percent: u8,
+    /// `guard.toml` of this host's guard. Absent: it has none, and its VMs are not started elsewhere when it is lost.
+    #[serde(default)]
+    pub guard: Option<PathBuf>,
 }
 
 /// What runs guest code.

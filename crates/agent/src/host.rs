@@ -10,6 +10,7 @@ use sterna_base::clock::Timestamp;
 use sterna_base::file::{read_if_there, write_durably};
 use sterna_base::units::Bytes;
 use sterna_model::cpu::{Accel, CpuReport};
+use sterna_model::ha::GuardSeen;
 use sterna_model::host::{HostReport, LinkState, PoolSeen};
 use sterna_model::meta::Name;
 use sterna_model::tunnel::TunnelSeen;
@@ -97,7 +98,7 @@ fn cpu_report(inspection: &Inspection) -> CpuReport {
 pub fn report(
     config: &Config,
     probed: &Probed,
-    (pools, tunnel, lines): (BTreeMap<Name, PoolSeen>, Option<TunnelSeen>, Lines),
+    (pools, tunnel, lines, guard): (BTreeMap<Name, PoolSeen>, Option<TunnelSeen>, Lines, Option<GuardSeen>),
 ) -> anyhow::Result<HostReport> {
     let cpus = match config.cpus {
         Some(cpus) => cpus,
@@ -123,6 +124,7 @@ pub fn report(
         tunnel,
         mover: lines.mover,
         lines: lines.seen,
+        guard,
         // Both are the server's to say.
         link: LinkState::default(),
         since: Timestamp::default(),

@@ -18,6 +18,8 @@ pub mod config;
 mod console;
 /// Networks, pools and volumes as the assignment says.
 mod converge;
+/// This host's guard: the lease, and what lives under it.
+pub mod guard;
 /// What this machine is.
 pub mod host;
 /// The port between the task that owns a VM and what runs it.

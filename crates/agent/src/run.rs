@@ -3,6 +3,7 @@
 //! The order matters for a restart: what runs is found first, from this machine alone; the server is told when it is
 //! known. A guest never waits for any of it.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
@@ -12,6 +13,8 @@ use std::time::{Duration, SystemTime};
 use anyhow::Context;
 use sterna_base::clock::SystemClock;
 use sterna_base::scope::Scope;
+use sterna_guard::datagram::HostKey;
+use sterna_model::ha::{GuardKey, GuardSeen};
 use sterna_wire::assignment::Assignment;
 use sterna_wire::down::Down;
 use sterna_wire::up::Up;
@@ -23,6 +26,8 @@ use crate::carrier::{self, Carriers, Lines};
 use crate::config::Config;
 use crate::console::Consoles;
 use crate::converge::{self, Converger, FromServer, Pools};
+use crate::guard::keeper::{self, Keeper, Unattached};
+use crate::guard::{NoGuard, Ward, Wards};
 use crate::host::{self, Meter, Probed};
 use crate::link::outbox::Outbox;
 use crate::link::tls::Identity;
@@ -34,7 +39,7 @@ use crate::qemu_hypervisor::{QemuHypervisor, Settings};
 use crate::storage::{self, Limits, Storage, User};
 use crate::vm::board::Board;
 use crate::vm::fleet::Fleet;
-use crate::vm::record::Files;
+use crate::vm::record::{Files, Records};
 use crate::vm::{Guests, Ports, Reports, adopt};
 
 /// How long the first look at everything may take before the server is told what is known so far.
@@ -74,6 +79,12 @@ async fn start(config: &Config, shim: Vec<OsString>, scope: &Scope) -> anyhow::R
     let files = Files::open(&config.data_dir, &config.run_dir).context("open the records")?;
     files.prune(SystemTime::now()).context("clean the records")?;
     let carriers = carriers(config, scope)?;
+    let files = Arc::new(files);
+    // What the guard has it keeps: without us it gets no more, and nothing is started under its lease.
+    let (wards, keeper) = guard(config, &*files, &assigned, &outbox).unwrap_or_else(|error| {
+        tracing::error!(error = format!("{error:#}"), "this host's guard is not spoken to");
+        (Arc::new(NoGuard), None)
+    });
     let ports = Arc::new(Ports {
         hypervisor: QemuHypervisor::new(settings(config, &probed, qemu, shim), carriers.clone()),
         resources: MachineResources {
@@ -82,12 +93,13 @@ async fn start(config: &Config, shim: Vec<OsString>, scope: &Scope) -> anyhow::R
             assigned: assigned.subscribe(),
             seeds: config.run_dir.join("seed"),
         },
-        records: Arc::new(files),
+        records: files,
         clock: Arc::new(SystemClock),
         reports: Arc::clone(&outbox) as Arc<dyn Reports>,
         board: Arc::new(Board::default()),
         guests: Guests::default(),
         link: is_up.subscribe(),
+        wards,
     });
     // What was assigned last, until a server says more: a crashed VM needs its pools and networks now.
     assigned.send_replace(ports.records.assignment().ok().flatten().map(until_heard).map(Arc::new));
@@ -95,7 +107,17 @@ async fn start(config: &Config, shim: Vec<OsString>, scope: &Scope) -> anyhow::R
     let is_complete = adopt_all(config, &ports, &fleet).await;
     let pools = Arc::new(Pools::default());
     let lines = carriers.lines();
-    let host = host_row(config.clone(), probed, Arc::clone(&pools), Arc::clone(&networks), lines.clone());
+    let guard_seen = watch::Sender::new(None);
+    let told = Told {
+        pools: Arc::clone(&pools),
+        networks: Arc::clone(&networks),
+        lines: lines.clone(),
+        guard: guard_seen.subscribe(),
+    };
+    let host = host_row(config.clone(), probed, told);
+    if let Some(keeper) = keeper {
+        scope.spawn(keeper.attach(guard_seen, Arc::clone(&host)).run());
+    }
     let converger = Converger {
         ports: Arc::clone(&ports),
         storage: storage.clone(),
@@ -229,22 +251,69 @@ async fn adopt_all(
     found.is_complete
 }
 
-fn host_row(
-    config: Config,
-    probed: Probed,
+/// Talks to this host's guard, if it has one. What an earlier agent had listed is known before anything else is said.
+fn guard(
+    config: &Config,
+    records: &dyn Records,
+    assigned: &watch::Sender<Option<Arc<Assignment>>>,
+    outbox: &Arc<Outbox>,
+) -> anyhow::Result<(Arc<dyn Wards>, Option<Unattached>)> {
+    let Some(path) = &config.guard else { return Ok((Arc::new(NoGuard), None)) };
+    let guard = sterna_guard::Config::read(path).context("read what the guard is told")?;
+    let text = std::fs::read_to_string(&guard.key).context("read the guard's key")?;
+    let key = HostKey::from_text(&text).and_then(|key| key.public()).context("understand the guard's key")?;
+    let identity = keeper::Identity {
+        name: config.host.clone(),
+        host: guard.host,
+        key: GuardKey::try_from(key.to_string()).context("show the guard's key")?,
+        addresses: guard.listen.clone(),
+        socket: guard.socket(),
+    };
+    let found = adopt::find(&config.run_dir, records);
+    let wards = wards(records, &found).context("read what lives under the lease")?;
+    let (handle, keeper) =
+        Keeper::new(identity, wards, assigned.subscribe(), Arc::clone(outbox) as Arc<dyn Reports>);
+    Ok((Arc::new(handle), Some(keeper)))
+}
+
+/// Every copy that was under the lease and is not known to have ended.
+fn wards(records: &dyn Records, found: &adopt::Found) -> std::io::Result<BTreeMap<Uuid, Ward>> {
+    let mut wards = BTreeMap::new();
+    for vm in records.known()? {
+        let (notes, seen) = (records.notes(vm)?, records.seen(vm)?);
+        let noted = notes.and_then(|notes| Some((notes.epoch, notes.lease?)));
+        // Without notes it lives only if there is something of it; after a boot there is not.
+        let lives = seen
+            .filter(|seen| seen.exit.is_none() && found.vms.contains_key(&vm))
+            .and_then(|seen| Some((seen.epoch, seen.lease?)));
+        if let Some((epoch, host_epoch)) = noted.or(lives) {
+            wards.insert(vm, Ward { vm, epoch, host_epoch, starting: false });
+        }
+    }
+    Ok(wards)
+}
+
+/// What the host row tells beside the machine itself.
+struct Told {
     pools: Arc<Pools>,
     networks: Arc<Networks>,
     lines: watch::Receiver<Lines>,
-) -> Arc<dyn Fn() -> Up + Send + Sync> {
-    let seen = move || (pools.seen(), networks.tunnel_seen(), lines.borrow().clone());
-    Arc::new(move || match host::report(&config, &probed, seen()) {
-        Ok(report) => Up::Host(Box::new(report)),
-        Err(error) => Up::Event {
-            kind: "host".to_owned(),
-            name: config.host.clone(),
-            what: "unreadable".to_owned(),
-            why: format!("{error:#}"),
-        },
+    guard: watch::Receiver<Option<GuardSeen>>,
+}
+
+fn host_row(config: Config, probed: Probed, told: Told) -> Arc<dyn Fn() -> Up + Send + Sync> {
+    Arc::new(move || {
+        let (lines, guard) = (told.lines.borrow().clone(), told.guard.borrow().clone());
+        let seen = (told.pools.seen(), told.networks.tunnel_seen(), lines, guard);
+        match host::report(&config, &probed, seen) {
+            Ok(report) => Up::Host(Box::new(report)),
+            Err(error) => Up::Event {
+                kind: "host".to_owned(),
+                name: config.host.clone(),
+                what: "unreadable".to_owned(),
+                why: format!("{error:#}"),
+            },
+        }
     })
 }
 

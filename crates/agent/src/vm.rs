@@ -56,6 +56,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::guard::{Ward, Wards};
 use crate::hypervisor::{Happened, Happenings, Hypervisor, Pause, Run, Transfer, View};
 use crate::resources::Resources;
 use board::Board;
@@ -96,6 +97,8 @@ pub struct Ports<H: Hypervisor, R> {
     pub guests: Guests<H::Guest>,
     /// The server hears us.
     pub link: watch::Receiver<bool>,
+    /// What lives under the host's lease.
+    pub wards: Arc<dyn Wards>,
 }
 
 /// Owned copies that run now, for what is done to them beside their own task.
@@ -177,6 +180,8 @@ pub struct Vm<H: Hypervisor, R: Resources> {
     /// Why, when nobody had ordered it.
     given_up: Option<migrate::Hopeless>,
     reported: Option<VmReport>,
+    /// As the guard was last told by this task.
+    ward: Option<Option<Ward>>,
     is_forgotten: bool,
 }
 
@@ -217,6 +222,7 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
             is_cancelling: false,
             given_up: None,
             reported: None,
+            ward: None,
             is_forgotten: false,
         }
     }
@@ -228,6 +234,7 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
         let mut starting = self.starting.subscribe();
         while !self.is_forgotten {
             self.begin_next();
+            self.mind_the_lease();
             self.tell();
             let wake = self.next_wake();
             tokio::select! {
@@ -382,6 +389,33 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
             (order, _) => order,
         };
         self.begin(step.clone(), |work| work.perform(step, order));
+    }
+
+    /// A copy stays in the guard's list until nothing of it is left.
+    fn mind_the_lease(&mut self) {
+        // Such a job tells the guard by itself, and before it says what it found.
+        let tells_itself = |step: &Step| {
+            matches!(step, Step::Start | Step::StartAgain { .. } | Step::Receive | Step::Enlist(_))
+        };
+        if self.job.as_ref().is_some_and(|job| tells_itself(&job.step)) {
+            self.ward = None;
+            return;
+        }
+        let ward = match (&self.body, &self.notes) {
+            (Body::Alive(_), Some(notes)) => notes.lease.map(|host_epoch| Ward {
+                vm: self.uid,
+                epoch: notes.epoch,
+                host_epoch,
+                starting: false,
+            }),
+            // A crashed one is listed anew before it is started again.
+            (Body::Absent | Body::Ended(_) | Body::Crashed(_), _) => None,
+            _ => return,
+        };
+        if self.ward != Some(ward) {
+            self.ward = Some(ward);
+            self.ports.wards.set(self.uid, ward);
+        }
     }
 
     fn mind_the_arrival(&mut self, order: &Order) {

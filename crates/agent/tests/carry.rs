@@ -47,7 +47,9 @@ fn incoming(host: &Host, epoch: u64, peer: &str) -> VmAssignment {
     let (listen, machine) = ("127.0.0.1".parse().unwrap(), Box::new(host.machine()));
     let migration = name(&format!("m{epoch}"));
     let carry = carry(host, epoch, peer);
-    order(UID, epoch, Role::Incoming { migration, machine, listen, carry, channels: None, in_clear: false })
+    let (channels, in_clear, host_epoch) = (None, false, None);
+    let incoming = Role::Incoming { migration, machine, listen, carry, channels, in_clear, host_epoch };
+    order(UID, epoch, incoming)
 }
 
 fn sends(host: &Host, epoch: u64, to: SocketAddr, peer: &str) -> VmAssignment {

@@ -66,6 +66,7 @@ impl Server {
             paces: Vec::new(),
             probes: Vec::new(),
             probed: None,
+            guard: None,
         };
         let server = Arc::new(Self {
             address: listener.local_addr().unwrap(),

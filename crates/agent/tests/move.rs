@@ -46,7 +46,9 @@ fn incoming(host: &Host, epoch: u64, migration: &str, laying: Option<Laying>) ->
     let migration = name(migration);
     let channels = laying.map(|laying| laying.channels);
     let in_clear = laying.is_some_and(|laying| !laying.is_encrypted);
-    order(UID, epoch, Role::Incoming { migration, machine, listen, carry: None, channels, in_clear })
+    let (carry, host_epoch) = (None, None);
+    let incoming = Role::Incoming { migration, machine, listen, carry, channels, in_clear, host_epoch };
+    order(UID, epoch, incoming)
 }
 
 fn outgoing(migration: &str, (to, line): &Call, cancel: bool) -> Outgoing {

@@ -51,7 +51,15 @@ fn incoming(host: &Host) -> VmAssignment {
     order(
         UID,
         4,
-        Role::Incoming { migration, machine, listen, carry: Some(carry), channels: None, in_clear: false },
+        Role::Incoming {
+            migration,
+            machine,
+            listen,
+            carry: Some(carry),
+            channels: None,
+            in_clear: false,
+            host_epoch: None,
+        },
     )
 }
 

@@ -2,6 +2,8 @@
 
 use std::io::BufRead;
 
+use sterna_model::meta::Name;
+
 use crate::exit::{Failure, Result};
 use crate::session::Terminal;
 
@@ -32,6 +34,18 @@ pub fn confirm(terminal: &Terminal, yes: Yes, question: &str) -> Result<()> {
     } else {
         Err(Failure::Failed { message: "not confirmed, nothing was changed".to_owned(), hint: None })
     }
+}
+
+/// Asks a person for a name; refuses with `hint` when none is there.
+pub fn name(terminal: &Terminal, question: &str, hint: &str) -> Result<Name> {
+    if !terminal.is_person {
+        return Err(Failure::usage(format!("not confirmed: {question}"), hint));
+    }
+    terminal.talk(question);
+    let mut answer = String::new();
+    std::io::stdin().lock().read_line(&mut answer).ok();
+    Name::new(answer.trim())
+        .map_err(|_| Failure::Failed { message: "not confirmed, nothing was changed".to_owned(), hint: None })
 }
 
 fn is_yes(answer: &str) -> bool {

@@ -96,7 +96,7 @@ impl Listed for Datacentre {
 pub async fn run(session: &Session, verb: Verb) -> Result<()> {
     match verb {
         Verb::Create(Create { name, location, bandwidth, about }) => {
-            let spec = DatacentreSpec { location, bandwidth };
+            let spec = DatacentreSpec { location, bandwidth, ..DatacentreSpec::default() };
             let new = about.new_object(name, spec);
             crud::create::<Datacentres, _>(session, &new, Wait::ALWAYS).await
         }

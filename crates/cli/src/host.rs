@@ -8,6 +8,7 @@ use sterna_model::cpu::Accel;
 use sterna_model::meta::Name;
 
 use crate::Format;
+use crate::ask;
 use crate::crud::{self, Delete};
 use crate::exit::Result;
 use crate::machine::{CheckArgs, LeaveArgs};
@@ -49,6 +50,13 @@ pub enum Verb {
         #[arg(value_name = "HOST")]
         host: Option<Name>,
     },
+    /// Say that a host is dead because you have looked: its VMs are started elsewhere
+    ConfirmDead {
+        name: Name,
+        /// The name once more, where nobody is there to be asked
+        #[arg(long, value_name = "NAME")]
+        typed: Option<Name>,
+    },
     /// Forget hosts that are gone for good and have no VMs
     Delete(Delete),
     /// Say whether this machine can be a host, and what to mend
@@ -71,14 +79,30 @@ pub struct Set {
 
 impl Listed for Host {
     const WORDS: &'static str = "hosts";
-    const HEAD: &'static [&'static str] =
-        &["name", "datacentre", "state", "vms", "cpus", "memory", "free", "accel", "qemu"];
+    const HEAD: &'static [&'static str] = &[
+        "name",
+        "datacentre",
+        "state",
+        "ha",
+        "protected by",
+        "vms",
+        "cpus",
+        "memory",
+        "free",
+        "accel",
+        "qemu",
+    ];
 
     fn row(&self) -> Vec<String> {
         let (state, vms, free) = self.status.as_ref().map_or_else(Default::default, |status| {
             (status.state.clone(), status.vms.to_string(), size(status.memory_free))
         });
-        let mut row = vec![self.meta.name.to_string(), self.spec.datacentre.to_string(), state, vms];
+        let (ha, protected) = self.status.as_ref().map_or_else(Default::default, |status| {
+            let ways = status.protected_by.join("+");
+            (status.ha.clone(), if ways.is_empty() { "nothing".to_owned() } else { ways })
+        });
+        let mut row =
+            vec![self.meta.name.to_string(), self.spec.datacentre.to_string(), state, ha, protected, vms];
         if let Some(report) = &self.report {
             let accel = match report.accel {
                 Accel::Kvm => "kvm",
@@ -121,6 +145,7 @@ pub async fn run(session: &Session, verb: Verb) -> Result<()> {
             })
             .await
         }
+        Verb::ConfirmDead { name, typed } => confirm_dead(session, &name, typed).await,
         Verb::Token { host } => token(session, host.as_ref()).await,
         Verb::Delete(args) => crud::delete::<Hosts>(session, &args, "").await,
         // These act on this machine and never come here.
@@ -142,6 +167,18 @@ async fn patch_each(
         crud::finish(session, Wait::ALWAYS, &format!("host {name}"), done, answer).await
     })
     .await
+}
+
+async fn confirm_dead(session: &Session, name: &Name, typed: Option<Name>) -> Result<()> {
+    let question = format!(
+        "Whatever still runs on host {name} will run twice and spoil its disks. Type its name if it is dead:"
+    );
+    let typed = match typed {
+        Some(typed) => typed,
+        None => ask::name(&session.terminal, &question, "add --typed NAME; nobody is here to be asked")?,
+    };
+    let answer = session.client.hosts().confirm_dead(name, &typed).await?;
+    crud::finish(session, Wait::ALWAYS, &format!("host {name}"), "is taken for dead", answer).await
 }
 
 async fn token(session: &Session, host: Option<&Name>) -> Result<()> {

@@ -132,6 +132,10 @@ pub struct HostArgs {
     /// Separate address for volumes served between hosts
     #[arg(long, value_name = "IP")]
     pub storage_address: Option<IpAddr>,
+    /// Watchdog that resets this host when its guard cannot, such as /dev/watchdog; its VMs are then started elsewhere when it
+    /// is lost [default: none]
+    #[arg(long, value_name = "DEVICE")]
+    pub watchdog: Option<PathBuf>,
     /// Where the agent keeps its state
     #[arg(long = "agent-data-dir", default_value = "/var/lib/sterna/agent", value_name = "DIR")]
     pub agent_data_dir: PathBuf,

@@ -45,6 +45,12 @@ pub struct HostStatus {
     /// Memory that VMs may still take.
     #[serde(default)]
     pub memory_free: Bytes,
+    /// Where its lease stands: `up`, `suspect`, `fencing`, `fenced`, `quarantined`, or `-`.
+    #[serde(default)]
+    pub ha: String,
+    /// How it would be known that its VMs may be started elsewhere.
+    #[serde(default)]
+    pub protected_by: Vec<String>,
     #[serde(flatten)]
     pub more: serde_json::Map<String, Value>,
 }
@@ -73,6 +79,11 @@ impl Api<'_, Hosts> {
     /// What a loss of the host would do to its VMs. Changes nothing.
     pub async fn loss(&self, name: &Name) -> Result<Loss> {
         self.client.get(&format!("/v1/hosts/{name}/loss"), &[]).await
+    }
+
+    /// A person has looked: nothing runs on it any more.
+    pub async fn confirm_dead(&self, name: &Name, typed: &Name) -> Result<Answer<Host>> {
+        self.ask(name, "confirm-dead", &json!({ "host": typed })).await
     }
 
     pub async fn undrain(&self, name: &Name) -> Result<Answer<Host>> {

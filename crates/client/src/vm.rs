@@ -5,6 +5,7 @@ use serde_json::json;
 use sterna_base::units::{Bytes, Span};
 use sterna_model::event::Event;
 use sterna_model::forecast::{Forecast, Past};
+use sterna_model::ha::{Ha, Isolation};
 use sterna_model::health::{HealthCheck, OnFault};
 use sterna_model::meta::Name;
 use sterna_model::status::VmStatus;
@@ -71,6 +72,10 @@ pub struct Ask {
     pub checks: Option<Vec<HealthCheck>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub priority: Option<Priority>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ha: Option<Ha>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub isolation: Option<Isolation>,
 }
 
 /// How the boot volume of a VM with an image is made.

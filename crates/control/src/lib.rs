@@ -2,6 +2,8 @@
 //!
 //! It writes decisions and nothing else, and calls nobody: what it decided reaches hosts through the store.
 
+/// Asks voters about hosts, and collects proofs.
+pub mod fencer;
 /// Holds the control lease, or waits for it.
 pub mod leader;
 /// Turns of the loop, without time or tasks of their own: the simulation runs this.

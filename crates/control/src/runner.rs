@@ -10,6 +10,7 @@ use sterna_store::{Error, Lease, Store, Watch};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+use crate::fencer::Fencer;
 use crate::leader::{self, KEEP_EVERY};
 use crate::turn::Mind;
 
@@ -29,6 +30,7 @@ pub async fn run(
     clock: Arc<dyn Clock>,
     holder: String,
     sink: Sink,
+    mut fencer: Option<Fencer>,
     cancel: CancellationToken,
 ) -> Result<(), Error> {
     let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
@@ -36,7 +38,7 @@ pub async fn run(
         let term = async {
             let lease = leader::win(&*store, &holder).await?;
             tracing::info!(epoch = lease.epoch, "leads");
-            lead(&store, &*clock, &lease, &sink).await
+            lead(&store, &*clock, &lease, (&sink, fencer.as_mut())).await
         };
         let result = tokio::select! {
             biased;
@@ -57,7 +59,12 @@ pub async fn run(
 }
 
 /// One term of leadership.
-async fn lead(store: &Arc<dyn Store>, clock: &dyn Clock, lease: &Lease, sink: &Sink) -> Result<(), Error> {
+async fn lead(
+    store: &Arc<dyn Store>,
+    clock: &dyn Clock,
+    lease: &Lease,
+    (sink, mut fencer): (&Sink, Option<&mut Fencer>),
+) -> Result<(), Error> {
     let mut mind = Mind::read(Arc::clone(store)).await?;
     let mut watch = store.watch("", mind.revision() + 1).await?;
     let mut tick = interval(TICK);
@@ -67,6 +74,7 @@ async fn lead(store: &Arc<dyn Store>, clock: &dyn Clock, lease: &Lease, sink: &S
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
     }
     reread.reset();
+    let mut goes_on = false;
     loop {
         tokio::select! {
             biased; // Losing the lease is most urgent; then what changed.
@@ -76,9 +84,18 @@ async fn lead(store: &Arc<dyn Store>, clock: &dyn Clock, lease: &Lease, sink: &S
                 mind.reread().await?;
                 store.compact(mind.revision().saturating_sub(REVISIONS_KEPT)).await?;
             }
+            () = std::future::ready(()), if goes_on => {}
+            () = heard(fencer.as_deref_mut()) => {}
             _ = tick.tick() => {}
         }
-        let turn = mind.turn(lease, clock.now()).await?;
+        let turn = match &mut fencer {
+            Some(fencer) => {
+                fencer.learn(mind.view());
+                mind.turn_with(lease, (&fencer.sights(), fencer.server()), clock.now()).await?
+            }
+            None => mind.turn(lease, clock.now()).await?,
+        };
+        goes_on = turn.is_partial;
         if turn.conflicts > 0 {
             tracing::debug!(conflicts = turn.conflicts, "the ground changed; deciding again");
         }
@@ -100,6 +117,14 @@ async fn lead(store: &Arc<dyn Store>, clock: &dyn Clock, lease: &Lease, sink: &S
             );
             sink(event);
         }
+    }
+}
+
+/// Something of what voters say has changed.
+async fn heard(fencer: Option<&mut Fencer>) {
+    match fencer {
+        Some(fencer) => fencer.changed().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use sterna_base::clock::Timestamp;
 use sterna_model::event::Event;
+use sterna_plan::ha::fence::{self, Sights};
+use sterna_plan::ha::voters::{self, Server};
 use sterna_plan::{Action, View};
 use sterna_store::{Batch, Error, Lease, Revision, Store, Txn};
 
@@ -16,6 +18,8 @@ pub struct Turn {
     pub conflicts: usize,
     /// The revision of the last commit; 0 when nothing was committed.
     pub committed: Revision,
+    /// The round itself is still to come, and rests on this.
+    pub is_partial: bool,
 }
 
 /// The leader's copy of the store.
@@ -63,8 +67,34 @@ impl Mind {
             // told must not be missed.
             self.reread().await?;
         }
+        let actions = sterna_plan::round(&self.view, now);
+        self.commit(lease, actions).await
+    }
+
+    /// The same with what the fencer hears. What follows from that comes first, and what rests on it in the next turn.
+    pub async fn turn_with(
+        &mut self,
+        lease: &Lease,
+        (sights, server): (&Sights, &Server),
+        now: Timestamp,
+    ) -> Result<Turn, Error> {
+        if sterna_plan::recovery::is_on(&self.view) {
+            // Who has what is not known yet: nobody is fenced, and nothing is taken over.
+            return self.turn(lease, now).await;
+        }
+        let mut actions = fence::plan(&self.view, sights, now);
+        actions.extend(voters::plan(&self.view, server, now));
+        let is_first = !actions.is_empty();
+        if !is_first {
+            actions = sterna_plan::round(&self.view, now);
+        }
+        let turn = self.commit(lease, actions).await?;
+        Ok(Turn { is_partial: is_first && turn.committed > 0, ..turn })
+    }
+
+    async fn commit(&mut self, lease: &Lease, actions: Vec<Action>) -> Result<Turn, Error> {
         let mut turn = Turn::default();
-        for action in sterna_plan::round(&self.view, now) {
+        for action in actions {
             match self.store.commit(txn(&action, lease)).await {
                 Ok(revision) => {
                     turn.committed = revision;

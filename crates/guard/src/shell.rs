@@ -7,7 +7,7 @@ mod agents;
 /// A VM's own cgroup.
 mod cgroup;
 /// `CLOCK_BOOTTIME`, and a timer that follows it.
-mod clock;
+pub mod clock;
 /// `guard.toml`.
 pub mod config;
 /// UDP on one or two paths.

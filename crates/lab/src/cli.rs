@@ -17,7 +17,7 @@ use crate::probe::Probes;
 use crate::say::Say;
 use crate::supervise::{self, Supervise};
 use crate::up::Wishes;
-use crate::{down, show, status, up, wan};
+use crate::{down, show, status, up, wan, watchdog};
 
 #[derive(Debug, Parser)]
 #[command(name = "sterna")]
@@ -54,6 +54,9 @@ pub enum LabVerb {
     /// Carry the frames of a line (started by `up`)
     #[command(hide = true)]
     WanRelay(Relay),
+    /// Play the watchdog of a host (started by `up`)
+    #[command(hide = true)]
+    Watchdog(Watched),
 }
 
 /// Which lab.
@@ -183,6 +186,14 @@ pub struct Relay {
     line: Pair,
 }
 
+#[derive(Debug, Args)]
+pub struct Watched {
+    #[arg(long, value_name = "DIR")]
+    dir: PathBuf,
+    #[arg(long, value_name = "NAME")]
+    host: String,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Rate(Option<u64>);
 
@@ -225,6 +236,11 @@ pub fn run(verb: LabVerb) -> Result<ExitCode> {
         }
         LabVerb::Link(args) => run_link(&args),
         LabVerb::Probe(args) => run_probe(&args),
+        LabVerb::Watchdog(args) => {
+            let lab = Lab::load(&args.dir)?.context("find the lab")?;
+            let host = lab.host(&args.host).with_context(|| format!("find host {}", args.host))?;
+            watchdog::run(&lab, host)
+        }
         LabVerb::WanRelay(args) => {
             let lab = Lab::load(&args.dir)?.context("find the lab")?;
             wan::relay::run(&lab, lab.pair(Some(args.line))?)

@@ -7,8 +7,8 @@ use anyhow::{Context, Result};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::netns;
 use crate::place::{Host, Lab, Pair, Site};
+use crate::{netns, watchdog};
 
 /// Names the CLI's context file.
 const CONTEXT: &str = "STERNA_CONFIG";
@@ -28,6 +28,39 @@ pub fn server_settings(lab: &Lab) -> PathBuf {
 #[must_use]
 pub fn agent_settings(lab: &Lab, host: Host) -> PathBuf {
     lab.host_dir(host).join("agent.toml")
+}
+
+/// The settings of a host's guard.
+#[must_use]
+pub fn guard_settings(lab: &Lab, host: Host) -> PathBuf {
+    lab.host_dir(host).join("guard.toml")
+}
+
+/// The settings of the guard beside the server.
+#[must_use]
+pub fn witness_settings(lab: &Lab) -> PathBuf {
+    lab.dir.join("guard.toml")
+}
+
+/// The role of a host's guard.
+#[must_use]
+pub fn guard_role(host: Host) -> String {
+    format!("{}-guard", host.name())
+}
+
+/// The role of the guard beside the server.
+pub const WITNESS: &str = "witness";
+
+/// The words that run a guard.
+#[must_use]
+pub fn guard_run(settings: &Path) -> Vec<String> {
+    words(&["guard", "--config", &text(settings)])
+}
+
+/// The words that run what plays a host's watchdog.
+#[must_use]
+pub fn watchdog_run(lab: &Lab, host: Host) -> Vec<String> {
+    words(&["lab", "watchdog", "--dir", &text(&lab.dir), "--host", &host.name()])
 }
 
 /// The words that run the server.
@@ -53,6 +86,7 @@ pub fn init_server(lab: &Lab) -> Result<()> {
     let listen = format!("127.0.0.1:{},{reached}", lab.port);
     let (data, settings) = (text(&lab.dir.join("server")), text(&server_settings(lab)));
     let home = lab.home().letter().to_string();
+    let run = text(&lab.run_root().join("server"));
     let args = [
         "server",
         "init",
@@ -68,6 +102,8 @@ pub fn init_server(lab: &Lab) -> Result<()> {
         &data,
         "--config-out",
         &settings,
+        "--run-dir",
+        &run,
     ];
     sterna(lab, None, &args).context("set up the server").map(drop)
 }
@@ -126,6 +162,8 @@ pub fn join_host(lab: &Lab, host: Host, share: Share) -> Result<()> {
     sterna(lab, Some(&space), &args).with_context(|| format!("join {name}"))?;
     append(Path::new(&new), &share_settings(share)).context("set the host's share of the machine")?;
     append(Path::new(&new), SHARED_DISK).context("say that the host's disk is shared")?;
+    let watchdog = format!("watchdog = {{ fake = {:?} }}\n", watchdog::socket(lab, host));
+    append(&guard_settings(lab, host), &watchdog).context("name the host's watchdog")?;
     // Only now is it joined: a crash before leads to a new token.
     std::fs::rename(new, settings).context("keep the agent's settings")
 }

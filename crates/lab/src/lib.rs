@@ -48,6 +48,8 @@ pub mod topology;
 pub mod up;
 /// The slow lines between the datacentres.
 pub mod wan;
+/// What resets a host of a lab: a fake.
+pub mod watchdog;
 
 /// What a user of a lab does through the API.
 pub mod user;

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use crate::place::Lab;
+use crate::place::{Host, Lab};
 
 const MARK: &str = "STERNA_LAB_MEMBER";
 
@@ -21,7 +21,7 @@ const MARK: &str = "STERNA_LAB_MEMBER";
 #[derive(Debug)]
 pub struct Member {
     pub pid: i32,
-    /// `server`, `wan-` and the name of a line, or a host's name.
+    /// `server`, `witness`, `wan-` and the name of a line, a host's name, and that with `-guard` or `-watchdog`.
     pub role: String,
     /// Its arguments, joined.
     pub line: String,
@@ -197,13 +197,37 @@ pub fn kill_all(lab: &Lab) -> Result<usize> {
     }
 }
 
+/// Kills all that runs on a host at once, as the loss of its power would: agent, guard, guests, and what would start them
+/// again. Its watchdog stands outside. Returns how many.
+pub fn kill_host(lab: &Lab, host: Host) -> Result<usize> {
+    let (name, guard) = (host.name(), crate::command::guard_role(host));
+    let mut killed = BTreeSet::new();
+    loop {
+        let mut members: Vec<_> =
+            all(&lab.dir).into_iter().filter(|member| member.role == name || member.role == guard).collect();
+        let known: BTreeSet<_> = members.iter().map(|member| member.pid).collect();
+        let inside = in_space(&lab.host_space(host))?;
+        members.extend(inside.into_iter().filter(|member| !known.contains(&member.pid)));
+        if members.is_empty() {
+            return Ok(killed.len());
+        }
+        members.sort_by_key(|member| !member.is_supervisor());
+        killed.extend(members.iter().map(|member| member.pid));
+        kill(members)?;
+    }
+}
+
 fn in_spaces(lab: &Lab) -> Result<Vec<Member>> {
     let mut members = Vec::new();
     for space in lab.spaces().iter().filter(|space| crate::netns::exists(space)) {
-        let text = crate::netns::run(Command::new("ip").args(["netns", "pids", space]), "")?;
-        let own = std::process::id().cast_signed();
-        let pids = text.lines().filter_map(|line| line.trim().parse().ok()).filter(|pid| *pid != own);
-        members.extend(pids.filter_map(Member::unmarked));
+        members.extend(in_space(space)?);
     }
     Ok(members)
+}
+
+fn in_space(space: &str) -> Result<Vec<Member>> {
+    let text = crate::netns::run(Command::new("ip").args(["netns", "pids", space]), "")?;
+    let own = std::process::id().cast_signed();
+    let pids = text.lines().filter_map(|line| line.trim().parse().ok()).filter(|pid| *pid != own);
+    Ok(pids.filter_map(Member::unmarked).collect())
 }

@@ -9,7 +9,7 @@ use crate::command::{self, Share};
 use crate::member::{Start, ensure_running};
 use crate::place::{Host, Lab, Pair};
 use crate::say::{Did, Say};
-use crate::{cgroup, topology, wan};
+use crate::{cgroup, topology, wan, watchdog};
 
 /// The server opens its store and port in well under a second; a busy machine may take longer.
 const SERVER_PATIENCE: Duration = Duration::from_secs(30);
@@ -82,6 +82,13 @@ fn server(lab: &Lab, say: Say) -> Result<()> {
         wait_until(SERVER_PATIENCE, "the server to answer", lab, "server", || command::server_answers(lab))?;
         Ok(did(started))
     })?;
+    if command::witness_settings(lab).exists() {
+        say.step("start the guard beside the server", || {
+            let words = command::guard_run(&command::witness_settings(lab));
+            let start = Start { role: command::WITNESS, space: None, cgroup: None, words: &words };
+            ensure_running(lab, &start).map(did)
+        })?;
+    }
     say.step("describe datacentres and pools", || command::apply_objects(lab).map(|()| Did::It))
 }
 
@@ -94,6 +101,10 @@ fn start_host(lab: &Lab, host: Host, wishes: Wishes, say: Say) -> Result<()> {
         std::fs::create_dir_all(lab.host_dir(host)).context("make the host's folder")?;
         command::join_host(lab, host, wishes.share).map(|()| Did::It)
     })?;
+    // A lab of an earlier version has none.
+    if command::guard_settings(lab, host).exists() {
+        say.step(&format!("start the guard of host {name}"), || start_guard(lab, host))?;
+    }
     say.step(&format!("start host {name}"), || {
         let cgroup = match wishes.share.cpus {
             Some(cpus) => cgroup::ensure(lab, &name, cpus)?,
@@ -103,6 +114,20 @@ fn start_host(lab: &Lab, host: Host, wishes: Wishes, say: Say) -> Result<()> {
         let start = Start { role: &name, space: Some(&space), cgroup: cgroup.as_deref(), words: &words };
         ensure_running(lab, &start).map(did)
     })
+}
+
+/// Outside the host's quota: what kills its guests in time may not wait for them.
+fn start_guard(lab: &Lab, host: Host) -> Result<Did> {
+    let (role, words) = (watchdog::role(host), command::watchdog_run(lab, host));
+    let watched = ensure_running(lab, &Start { role: &role, space: None, cgroup: None, words: &words })?;
+    wait_until(SERVER_PATIENCE, "the watchdog to listen", lab, &role, || {
+        watchdog::socket(lab, host).exists()
+    })?;
+    let (role, space) = (command::guard_role(host), lab.host_space(host));
+    let words = command::guard_run(&command::guard_settings(lab, host));
+    let started =
+        ensure_running(lab, &Start { role: &role, space: Some(&space), cgroup: None, words: &words })?;
+    Ok(did(watched || started))
 }
 
 fn check_machine() -> Result<()> {

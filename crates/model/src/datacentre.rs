@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::bandwidth::BandwidthLimit;
+use crate::ha::HaSettings;
 
 /// What was asked for.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -16,4 +17,11 @@ pub struct DatacentreSpec {
     /// while none does, moves take what the line carries.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub bandwidth: Vec<BandwidthLimit>,
+    /// How long the leases of its hosts last.
+    #[serde(skip_serializing_if = "is_usual")]
+    pub ha: HaSettings,
+}
+
+fn is_usual(ha: &HaSettings) -> bool {
+    *ha == HaSettings::default()
 }

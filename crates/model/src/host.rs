@@ -10,6 +10,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::cpu::{Accel, CpuReport};
+use crate::ha::{ConfirmedDead, GuardSeen};
 use crate::meta::Name;
 use crate::probe::LineProbe;
 use crate::tunnel::TunnelSeen;
@@ -27,6 +28,9 @@ pub struct HostSpec {
     /// A draining host is emptied: its VMs move away one by one, and it gets no new ones.
     #[serde(default)]
     pub draining: bool,
+    /// A person looked: of the host's lease of that epoch nothing runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confirmed_dead: Option<ConfirmedDead>,
 }
 
 /// Where a host is reached, by purpose. What has no address of its own uses `management`.
@@ -82,6 +86,9 @@ pub struct HostReport {
     /// What it measured itself of the lines to other datacentres, by datacentre.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub lines: BTreeMap<Name, LineProbe>,
+    /// Absent: this host has no guard, or its agent is of a version without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guard: Option<GuardSeen>,
     #[serde(default)]
     pub link: LinkState,
     /// When `link` last changed.

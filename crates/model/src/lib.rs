@@ -20,6 +20,8 @@ pub mod error;
 pub mod event;
 /// What a live migration is expected to take.
 pub mod forecast;
+/// Who grants hosts their leases, and how it is known that one is over.
+pub mod ha;
 /// VMs that end, crash or hang: how often they are brought back, and what is told of it.
 pub mod health;
 /// Machines that run VMs.

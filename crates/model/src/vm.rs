@@ -8,6 +8,7 @@ use sterna_base::units::{Bytes, Span};
 use utoipa::ToSchema;
 
 use crate::cpu::Accel;
+use crate::ha::{Ha, Isolation, Takeover};
 use crate::health::{HealthCheck, HealthReport, OnFault};
 use crate::meta::Name;
 use crate::migration::MigrationReport;
@@ -67,6 +68,16 @@ pub struct VmSpec {
     /// Who starts first where room is short.
     #[serde(default, skip_serializing_if = "Priority::is_default")]
     pub priority: Priority,
+    /// Whether it is started elsewhere when its host is lost. Absent: where it could run elsewhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ha: Option<Ha>,
+    /// What becomes of it when its host has lost its lease.
+    #[serde(default, skip_serializing_if = "is_kill")]
+    pub isolation: Isolation,
+}
+
+fn is_kill(isolation: &Isolation) -> bool {
+    *isolation == Isolation::Kill
 }
 
 /// The limits the API holds a VM to.
@@ -206,6 +217,13 @@ pub struct VmDecision {
     /// A restored store found the copy running under this epoch: it goes on under the owner's, which no order from before has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adopts: Option<u64>,
+    /// The epoch of its host's lease that the copy lives and dies with. Absent: it lives by none, and is not started
+    /// elsewhere without its host's word.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_epoch: Option<u64>,
+    /// It was taken over from a host that was lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub takeover: Option<Takeover>,
     pub hardware: Hardware,
     /// The `power_request` that led to this start.
     pub power_request: u64,
@@ -256,6 +274,9 @@ pub struct VmReport {
     /// The last reset that was carried out.
     #[serde(default)]
     pub reset_request: u64,
+    /// The epoch of the host's lease under which the guard there has it: until it is gone the guard ends it with that lease.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<u64>,
     #[schema(value_type = String, format = DateTime)]
     pub since: Timestamp,
     /// What the host did for it by itself.

@@ -15,6 +15,7 @@ use sterna_wire::assignment::{
     Owner, PoolAssignment, Purpose, Role, VmAssignment, VolumeAssignment,
 };
 
+use crate::ha::lease;
 use crate::migration;
 use crate::pace;
 use crate::probe;
@@ -36,6 +37,7 @@ pub fn assignment(view: &View, host: &Name) -> Assignment {
         paces: Vec::new(),
         probes: Vec::new(),
         probed: None,
+        guard: None,
     };
     if let Some(host) = view.host(host) {
         let arriving = view.migrations_on(host.name).filter_map(|(_, spec, _)| view.vm(&spec.vm));
@@ -48,6 +50,7 @@ pub fn assignment(view: &View, host: &Name) -> Assignment {
         assignment.paces = pace::of(view, &host);
         assignment.probes = probe::of(view, &host);
         assignment.probed = probe::answers(view, &host);
+        assignment.guard = lease::order(view, &host).map(Box::new);
     }
     assignment
 }
@@ -84,6 +87,7 @@ fn of_vm(view: &View, vm: &Vm<'_>, host: &Host<'_>) -> Option<VmAssignment> {
                     listen: host.spec.addresses.for_migration(),
                     channels: (moving.channels > 0).then_some(moving.channels),
                     in_clear: moving.in_clear,
+                    host_epoch: lease::for_start(view, vm, host),
                 };
                 return role(moving.next_epoch, incoming);
             }
@@ -143,6 +147,7 @@ fn owner(view: &View, vm: &Vm<'_>, decision: &VmDecision, migration: Moving<'_>,
             checks: vm.spec.checks.clone(),
             power_request: vm.spec.power_request,
         }),
+        host_epoch: decision.host_epoch.or_else(|| lease::for_running(view, vm, host)),
     }
 }
 

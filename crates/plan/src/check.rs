@@ -10,6 +10,7 @@ use sterna_model::network::NetworkKind;
 use sterna_model::vm::{CopyState, Hardware, Nic, NicSpec, Place};
 
 use crate::capacity;
+use crate::ha::lease;
 use crate::route;
 use crate::view::{Host, View, Vm, VmEntry};
 
@@ -35,6 +36,9 @@ pub(crate) fn unfit(view: &View, host: &Host<'_>, needs: &Needs<'_>) -> Option<S
     }
     if host.meta.deleting.is_some() {
         return Some("it is being removed".to_owned());
+    }
+    if let Some(why) = lease::refuses_vms(host) {
+        return Some(why);
     }
     if host.spec.draining {
         return Some("it is being drained".to_owned());

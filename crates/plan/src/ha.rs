@@ -6,6 +6,17 @@
 //! Never touches a VM whose owner is silent: silence is no proof that it stopped. Never touches one that a migration is
 //! handing over (`migration`).
 
+/// What a host's silence leads to, and what ends it.
+pub mod fence;
+/// Which VMs live under their host's lease, and which hosts have one.
+pub mod lease;
+/// Starts what was on a host that is proven lost.
+pub mod recover;
+/// Who grants the leases of a datacentre.
+pub mod voters;
+
+use std::time::Duration;
+
 use sterna_base::clock::Timestamp;
 use sterna_model::health::{HEALTHY_AFTER, IN_PLACE_MAX, restart_wait};
 use sterna_model::migration::Phase;

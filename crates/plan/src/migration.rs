@@ -255,11 +255,15 @@ impl Move<'_> {
         let opened = comes_back.then(|| after.opened.unwrap_or(after.epoch));
         let vm = self.vm()?;
         let before = vm.decision()?;
+        // The lease that the copy itself is said to live by, in a row that is compared below.
+        let host_epoch = self.row(&owner.host).and_then(|row| row.lease);
         let decision = VmDecision {
             owner,
             continues: Some(self.name.clone()),
             opened,
             adopts: None,
+            host_epoch,
+            takeover: None,
             since: self.now,
             why: format!("migration {}: {why}", self.name),
             ..before.clone()

@@ -132,6 +132,17 @@ pub(crate) fn choose_start(
     pick(view, not, |host| check::may_run(view, host, needs), |_| Way::default(), |_| None)
 }
 
+/// The host to start a VM on that was on a lost one.
+pub(crate) fn choose_takeover(
+    view: &View,
+    needs: &Needs<'_>,
+    lost: &Name,
+    is_busy: impl Fn(&Host<'_>) -> Option<String>,
+) -> Result<(Name, String), String> {
+    let refusal = |host: &Host<'_>| check::may_run(view, host, needs).or_else(|| is_busy(host));
+    pick(view, Some(lost), refusal, |_| Way::default())
+}
+
 fn pick(
     view: &View,
     not: Option<&Name>,

@@ -9,8 +9,11 @@ use crate::{alert, cleanup, cluster, drain, ha, migration, network, operation, p
 type Planner = fn(&View, Timestamp) -> Vec<Action>;
 
 /// Safety first: what is being handed over, then what crashed, then what is new.
-const PLANNERS: [Planner; 8] = [
+const PLANNERS: [Planner; 11] = [
     migration::plan,
+    ha::fence::plan_confirmed,
+    ha::lease::plan,
+    ha::recover::plan,
     ha::plan,
     cluster::plan,
     network::plan,

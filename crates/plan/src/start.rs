@@ -6,6 +6,7 @@ use std::net::Ipv4Addr;
 use sterna_base::clock::Timestamp;
 use sterna_base::units::Bytes;
 use sterna_model::cpu::Accel;
+use sterna_model::ha::Takeover;
 use sterna_model::key::{Column, Key, Kind};
 use sterna_model::meta::Name;
 use sterna_model::network::{Cidr, Mac, NetworkKind};
@@ -13,6 +14,7 @@ use sterna_model::vm::{Hardware, Nic, NicSpec, Owner, VmDecision};
 
 use crate::action::Action;
 use crate::check;
+use crate::ha::lease;
 use crate::view::{Host, View, Vm};
 use crate::volume;
 
@@ -34,12 +36,36 @@ pub fn start(
     reason: Reason,
     now: Timestamp,
 ) -> Result<Action, String> {
+    started(view, vm, host, (reason, None), now)
+}
+
+/// The same for one whose host was lost. What proves that is for the caller to compare.
+pub fn take_over(
+    view: &View,
+    vm: &Vm<'_>,
+    host: &Host<'_>,
+    (reason, takeover): (Reason, Takeover),
+    now: Timestamp,
+) -> Result<Action, String> {
+    started(view, vm, host, (reason, Some(takeover)), now)
+}
+
+fn started(
+    view: &View,
+    vm: &Vm<'_>,
+    host: &Host<'_>,
+    (reason, takeover): (Reason, Option<Takeover>),
+    now: Timestamp,
+) -> Result<Action, String> {
     let hardware = hardware(view, vm, host)?;
+    let host_epoch = lease::for_start(view, vm, host);
     let decision = VmDecision {
         owner: Owner { host: host.name.clone(), epoch: vm.next_epoch() },
         continues: None,
         opened: None,
         adopts: None,
+        host_epoch,
+        takeover,
         hardware,
         power_request: vm.spec.power_request,
         restarts: reason.restarts,
@@ -51,6 +77,10 @@ pub fn start(
         .put(view, key, &decision)
         .compare(view, vm.key(Column::Spec))
         .compare(view, Key::spec(Kind::Host, host.name));
+    if host_epoch.is_some() {
+        // Should it have lost the lease since, nothing is started under it.
+        action = action.compare(view, Key::decision(Kind::Host, host.name));
+    }
     if let Some(before) =
         vm.decision().map(|decision| &decision.owner.host).filter(|host| view.is_removed(host))
     {

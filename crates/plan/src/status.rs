@@ -64,7 +64,10 @@ fn hindrance(
         }
         VmState::Unknown => {
             let host = &vm.decision()?.owner.host;
-            view.is_removed(host).then(|| format!("host {host} was removed"))
+            if view.is_removed(host) {
+                return Some(format!("host {host} was removed"));
+            }
+            ha::recover::obstacle(view, vm, now)
         }
         VmState::Deleting => {
             let unheard =

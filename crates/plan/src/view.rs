@@ -14,6 +14,7 @@ use serde::de::DeserializeOwned;
 use sterna_model::alert::{AlertDecision, AlertReport, AlertSpec};
 use sterna_model::cluster::{ClusterDecision, ClusterSpec};
 use sterna_model::datacentre::DatacentreSpec;
+use sterna_model::ha::{HostDecision, VoterDecision};
 use sterna_model::host::{HostReport, HostSpec};
 use sterna_model::image::{ImageReport, ImageSpec};
 use sterna_model::key::{Column, Key, Kind};
@@ -109,7 +110,7 @@ impl<S, D, R> Entry<S, D, R> {
 }
 
 pub type VmEntry = Entry<VmSpec, VmDecision, VmReport>;
-pub type HostEntry = Entry<HostSpec, (), HostReport>;
+pub type HostEntry = Entry<HostSpec, HostDecision, HostReport>;
 pub type VolumeEntry = Entry<VolumeSpec, VolumeDecision, VolumeReport>;
 pub type AlertEntry = Entry<AlertSpec, AlertDecision, AlertReport>;
 pub type MigrationEntry = Entry<MigrationSpec, MigrationDecision, ()>;
@@ -118,9 +119,9 @@ pub type MigrationEntry = Entry<MigrationSpec, MigrationDecision, ()>;
 pub struct View {
     /// The store revision that it shows.
     pub revision: u64,
-    pub datacentres: Table<DatacentreSpec, (), ()>,
+    pub datacentres: Table<DatacentreSpec, VoterDecision, ()>,
     pub clusters: Table<ClusterSpec, ClusterDecision, ()>,
-    pub hosts: Table<HostSpec, (), HostReport>,
+    pub hosts: Table<HostSpec, HostDecision, HostReport>,
     pub pools: Table<PoolSpec, (), ()>,
     pub images: Table<ImageSpec, (), ImageReport>,
     pub networks: Table<NetworkSpec, NetworkDecision, ()>,
@@ -338,6 +339,7 @@ impl View {
             name,
             meta: &spec.value.meta,
             spec: &spec.value.spec,
+            decision: entry.decision.as_ref().map(|row| &*row.value),
             report: entry.report.as_ref().map(|row| &*row.value),
         })
     }

@@ -5,6 +5,7 @@
 
 use sterna_base::clock::Timestamp;
 use sterna_base::units::Bytes;
+use sterna_model::ha::HaState;
 use sterna_model::image::{Format, ImageReport};
 use sterna_model::key::{Key, Kind};
 use sterna_model::meta::Name;
@@ -27,9 +28,10 @@ pub fn plan(view: &View, now: Timestamp) -> Vec<Action> {
         .filter(|(name, _)| !view.is_broken(Kind::Volume, name))
         .filter_map(|(name, entry)| {
             let object = &entry.spec.as_ref()?.value;
-            if let Some(decision) = entry.decision.as_ref().filter(|decision| view.is_removed(&decision.host))
+            if let Some(decision) = entry.decision.as_ref()
+                && let Some(why) = is_gone(view, &decision.host)
             {
-                return pass_on(view, name, decision, now);
+                return pass_on(view, name, decision, why, now);
             }
             if object.meta.deleting.is_some() {
                 return None;
@@ -51,18 +53,32 @@ fn grow(view: &View, name: &Name, spec: &VolumeSpec, has: &VolumeDecision, now: 
     Some(Action::new(now, &key, "grows", why).put(view, key, &decision))
 }
 
-/// The host that cared for it was removed: in a shared folder any other can, also to remove it.
-fn pass_on(view: &View, name: &Name, has: &VolumeDecision, now: Timestamp) -> Option<Action> {
-    if !is_shared_dir(view, &has.pool) {
+/// The host cares for nothing any more, in words.
+fn is_gone(view: &View, host: &Name) -> Option<&'static str> {
+    let is_lost = |host: &Host<'_>| host.ha() == HaState::Fenced && !host.is_connected();
+    match view.host(host) {
+        _ if view.is_removed(host) => Some("was removed"),
+        Some(host) if is_lost(&host) => Some("was lost"),
+        _ => None,
+    }
+}
+
+/// The host that cared for it is gone: in a shared folder any other can, also to remove it.
+fn pass_on(view: &View, name: &Name, has: &VolumeDecision, gone: &str, now: Timestamp) -> Option<Action> {
+    // Of a move that is under way both ends are for `migration` to settle.
+    let moves = has.is_moving() && !view.is_removed(&has.host);
+    if !is_shared_dir(view, &has.pool) || moves {
         return None;
     }
     let may = |host: &Host<'_>| host.is_connected() && check::pool_for(view, host, Some(&has.pool)).is_ok();
     let host = view.hosts().find(may)?.name;
     let key = Key::decision(Kind::Volume, name);
-    let why = format!("host {} was removed; host {host} reaches pool {} too", has.host, has.pool);
+    let why = format!("host {} {gone}; host {host} reaches pool {} too", has.host, has.pool);
     let decision = VolumeDecision { host: host.clone(), why: why.clone(), ..has.clone() };
     let action = Action::new(now, &key, "passed on", why).put(view, key, &decision);
-    Some(action.compare(view, Key::spec(Kind::Host, host)).compare(view, Key::spec(Kind::Host, &has.host)))
+    let action =
+        action.compare(view, Key::spec(Kind::Host, host)).compare(view, Key::spec(Kind::Host, &has.host));
+    Some(action.compare(view, Key::report(Kind::Host, &has.host)))
 }
 
 /// Each host reaches the files by itself.

@@ -117,6 +117,7 @@ fn a_reset_is_done_when_the_host_counted_it() {
         state: CopyState::Running,
         migration: None,
         reset_request: 1,
+        lease: None,
         since: world.now,
         health: HealthReport::default(),
     };

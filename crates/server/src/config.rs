@@ -29,6 +29,9 @@ pub struct Config {
     pub image_size_max: Bytes,
     /// Events older than this are forgotten; the audit record is kept for ever.
     pub events_kept: Span,
+    /// How hosts' guards are spoken to. Absent: no host gets a lease, and no VM is started elsewhere when one is lost.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fencing: Option<Fencing>,
     pub backup: Backup,
     pub alerts: Alerts,
 }
@@ -153,6 +156,17 @@ impl Default for Least {
     }
 }
 
+/// The server's part in the leases of hosts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Fencing {
+    /// Where voters answer to; UDP. The address by which the hosts reach it.
+    pub listen: SocketAddr,
+    /// `guard.toml` of the guard beside this server: a voter where the hosts are fewer than three, or even in number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub witness: Option<PathBuf>,
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -166,6 +180,7 @@ impl Default for Config {
             events_kept: Span::from_secs(90 * 86_400),
             backup: Backup::default(),
             alerts: Alerts::default(),
+            fencing: None,
         }
     }
 }

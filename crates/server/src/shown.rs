@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use sterna_base::units::Bytes;
 use sterna_model::cluster::{ClusterDecision, ClusterSpec};
 use sterna_model::datacentre::DatacentreSpec;
+use sterna_model::ha::{HostDecision, VoterDecision};
 use sterna_model::host::{HostReport, HostSpec, LinkState};
 use sterna_model::image::{ImageReport, ImageSpec};
 use sterna_model::key::Kind;
@@ -20,6 +21,7 @@ use sterna_model::token::{Role, TokenSpec};
 use sterna_model::vm::{VmDecision, VmReport, VmSpec};
 use sterna_model::volume::{VolumeDecision, VolumeReport, VolumeSpec};
 use sterna_plan::View;
+use sterna_plan::ha::lease;
 use sterna_plan::view::{Entry, Table};
 use utoipa::ToSchema;
 
@@ -86,6 +88,9 @@ shown! {
 shown! {
     /// A machine that runs VMs.
     Host(HostSpec) {
+        /// Where its lease stands.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        decision: Option<HostDecision>,
         #[serde(skip_serializing_if = "Option::is_none")]
         report: Option<HostReport>,
         status: HostStatus,
@@ -122,6 +127,9 @@ shown! {
     /// A site with its own failure domain.
     Datacentre(DatacentreSpec) {
         status: DatacentreStatus,
+        /// Who grants its hosts their leases; absent: nobody.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        decision: Option<VoterDecision>,
     }
 }
 shown! {
@@ -188,6 +196,10 @@ pub struct HostStatus {
     /// Memory that VMs may still take.
     #[schema(value_type = String)]
     pub memory_free: Bytes,
+    /// `up`, `suspect`, `fencing`, `fenced`, `quarantined`, or `-` without a lease.
+    pub ha: String,
+    /// How it would be known that its VMs may be started elsewhere; nothing: it would not.
+    pub protected_by: Vec<String>,
     /// CPU in use, in thousandths of one CPU; absent without a fresh measurement.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu_milli: Option<u32>,
@@ -251,22 +263,22 @@ pub struct Hosts;
 impl Resource for Hosts {
     const KIND: Kind = Kind::Host;
     type Spec = HostSpec;
-    type Decision = ();
+    type Decision = HostDecision;
     type Report = HostReport;
     type Shown = Host;
 
-    fn table(view: &View) -> &Table<HostSpec, (), HostReport> {
+    fn table(view: &View) -> &Table<HostSpec, HostDecision, HostReport> {
         &view.hosts
     }
 
-    fn show(eye: Eye<'_>, entry: &Entry<HostSpec, (), HostReport>) -> Option<Host> {
+    fn show(eye: Eye<'_>, entry: &Entry<HostSpec, HostDecision, HostReport>) -> Option<Host> {
         let (kind, meta, revision, spec) = head!(Kind::Host, entry.spec.as_ref()?);
         let report = row(entry.report.as_ref());
         let status = host_status(eye, &meta.name, &spec, report.as_ref());
-        Some(Host { kind, meta, revision, spec, report, status })
+        Some(Host { kind, meta, revision, spec, decision: row(entry.decision.as_ref()), report, status })
     }
 
-    fn is_on(_: &View, entry: &Entry<HostSpec, (), HostReport>, host: &str) -> bool {
+    fn is_on(_: &View, entry: &Entry<HostSpec, HostDecision, HostReport>, host: &str) -> bool {
         entry.meta().is_some_and(|meta| meta.name.as_str() == host)
     }
 
@@ -287,8 +299,9 @@ fn host_status(eye: Eye<'_>, name: &Name, spec: &HostSpec, report: Option<&HostR
     let owned = |entry: &&sterna_plan::view::VmEntry| {
         entry.decision.as_ref().is_some_and(|decision| decision.owner.host == *name)
     };
+    let host = eye.view.host(name);
     let memory_free =
-        eye.view.host(name).map_or(Bytes(0), |host| sterna_plan::capacity::free_memory(eye.view, &host));
+        host.as_ref().map_or(Bytes(0), |host| sterna_plan::capacity::free_memory(eye.view, host));
     let held: Vec<_> = eye.app.gateway.held().remove(name).unwrap_or_default();
     let message = match held.len() {
         0 => message,
@@ -301,6 +314,11 @@ fn host_status(eye: Eye<'_>, name: &Name, spec: &HostSpec, report: Option<&HostR
         message,
         vms: eye.view.vms.values().filter(owned).count(),
         memory_free,
+        ha: host
+            .as_ref()
+            .map_or("-", |host| host.decision.map_or("-", |it| it.word(eye.app.now())))
+            .to_owned(),
+        protected_by: host.iter().flat_map(lease::protected_by).map(str::to_owned).collect(),
         cpu_milli: eye.app.samples.host(name).map(|sample| sample.cpu_milli),
     }
 }
@@ -449,20 +467,27 @@ pub struct Datacentres;
 impl Resource for Datacentres {
     const KIND: Kind = Kind::Datacentre;
     type Spec = DatacentreSpec;
-    type Decision = ();
+    type Decision = VoterDecision;
     type Report = ();
     type Shown = Datacentre;
 
-    fn table(view: &View) -> &Table<DatacentreSpec, (), ()> {
+    fn table(view: &View) -> &Table<DatacentreSpec, VoterDecision, ()> {
         &view.datacentres
     }
 
-    fn show(eye: Eye<'_>, entry: &Entry<DatacentreSpec, (), ()>) -> Option<Datacentre> {
+    fn show(eye: Eye<'_>, entry: &Entry<DatacentreSpec, VoterDecision, ()>) -> Option<Datacentre> {
         let (kind, meta, revision, spec) = head!(Kind::Datacentre, entry.spec.as_ref()?);
         let seen = sterna_plan::probe::lines(eye.view, &meta.name).into_iter();
         let line = |host: &Name, probe: &LineProbe| SeenLine { host: host.clone(), probe: probe.clone() };
         let lines = seen.map(|(to, (host, probe))| (to.to_string(), line(host, probe))).collect();
-        Some(Datacentre { kind, meta, revision, spec, status: DatacentreStatus { lines } })
+        Some(Datacentre {
+            kind,
+            meta,
+            revision,
+            spec,
+            status: DatacentreStatus { lines },
+            decision: row(entry.decision.as_ref()),
+        })
     }
 }
 

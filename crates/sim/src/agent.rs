@@ -120,6 +120,7 @@ impl World {
             board: Arc::clone(&board),
             link: link_seen,
             guests: Guests::default(),
+            wards: Arc::new(sterna_agent::guard::NoGuard),
         };
         let fleet = Fleet::new(Arc::new(ports), scope.clone());
         for (uid, vm) in self.found(host) {
@@ -375,6 +376,7 @@ impl Agent {
             tunnel: None,
             mover: None,
             lines: Default::default(),
+            guard: None,
             link: LinkState::Silent,
             since: self.world.now(),
             told: None,

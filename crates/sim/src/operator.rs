@@ -135,6 +135,8 @@ impl World {
             watchdog: false,
             checks: Vec::new(),
             priority: Default::default(),
+            ha: None,
+            isolation: Default::default(),
         };
         let txn = self.put_new(Txn::new(), Kind::Volume, &boot, disk);
         self.submit(self.put_new(txn, Kind::Vm, vm, spec))

@@ -46,7 +46,7 @@ impl World {
                 }
             });
             let clock = Arc::new(world.clone());
-            let ended = sterna_control::run(store, clock, "server".to_owned(), sink, token).await;
+            let ended = sterna_control::run(store, clock, "server".to_owned(), sink, None, token).await;
             if let Err(error) = ended {
                 world.violate(format!("control gave up: {error}"));
             }

@@ -62,6 +62,7 @@ impl World {
                 addresses,
                 cordoned: false,
                 draining: false,
+                confirmed_dead: None,
             };
             txn = self.put_new(txn, Kind::Host, host_name(host).as_str(), spec);
         }

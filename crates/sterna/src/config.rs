@@ -17,6 +17,7 @@ pub struct AgentSettings<'a> {
     pub host: &'a Name,
     pub data_dir: &'a Path,
     pub run_dir: &'a Path,
+    pub guard: &'a Path,
 }
 
 /// Writes settings as TOML for everybody to read: they hold no secret.

@@ -27,7 +27,7 @@ use sterna_wire::join::JoinToken;
 use tokio_util::sync::CancellationToken;
 
 use crate::service::Service;
-use crate::{config, join, machine, run};
+use crate::{config, guard, join, machine, run};
 
 const PORT: u16 = 7443;
 /// A server opens its store and its port in well under a second; a busy machine may take longer.
@@ -42,6 +42,7 @@ pub async fn init(args: &InitArgs, global: &Global, terminal: &Terminal) -> Resu
     let (store, history) = run::open(&config)?;
     let ready = sterna_server::init(&config, &store).await?;
     config::write(&args.config_out, &config)?;
+    guard::prepare_witness(args, &config)?;
     let context = save_context(&config, &ready, global)?;
     terminal.talk(&format!(
         "server: set up in {}, settings in {}",
@@ -87,9 +88,11 @@ fn settings(args: &InitArgs) -> Result<Config> {
         }
         (None, None, at) => at.map(ToString::to_string).unwrap_or_default(),
     };
+    let data_dir = config::absolute(&args.data_dir)?;
     Ok(Config {
+        fencing: guard::fencing(args, &advertise)?,
         listen,
-        data_dir: config::absolute(&args.data_dir)?,
+        data_dir,
         datacentre: args.datacentre.clone(),
         advertise: Some(advertise),
         ..Config::default()

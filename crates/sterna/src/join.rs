@@ -2,7 +2,7 @@
 //! for a key that never leaves this machine.
 
 use std::fs::DirBuilder;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
@@ -16,11 +16,13 @@ use sterna_client::tls::Trust;
 use sterna_client::{Client, Error};
 use sterna_model::host::Addresses;
 use sterna_model::meta::Name;
+use sterna_server::ca::HostIdentity;
 use sterna_wire::join::{JoinAnswer, JoinRequest, JoinToken};
+use uuid::Uuid;
 
 use crate::config::{self, AgentSettings};
-use crate::machine;
 use crate::service::Service;
+use crate::{guard, machine};
 
 /// `sterna agent join TOKEN`.
 pub async fn command(args: &JoinArgs, terminal: &Terminal) -> Result<()> {
@@ -32,6 +34,10 @@ pub async fn command(args: &JoinArgs, terminal: &Terminal) -> Result<()> {
         let settings = args.host.agent_config_out.display();
         terminal.talk(&format!("not started; `sterna agent run --settings {settings}` runs it"));
         return Ok(());
+    }
+    if args.host.watchdog.is_some() {
+        let started = guard_service(&args.host)?.start()?;
+        terminal.talk(&format!("guard: {started}"));
     }
     let started = service(&args.host)?.start()?;
     terminal.talk(&format!("agent: {started}"));
@@ -80,7 +86,7 @@ pub async fn join(order: &Order<'_>, args: &HostArgs) -> Result<Name> {
         token: order.token.secret.clone(),
         host: host.clone(),
         datacentre: order.datacentre.clone(),
-        addresses,
+        addresses: addresses.clone(),
         csr: csr.pem().context("write the certificate request")?,
     };
     // Before the token is used up: a folder that cannot be written is found out now.
@@ -102,10 +108,31 @@ pub async fn join(order: &Order<'_>, args: &HostArgs) -> Result<Name> {
     ensure!(pin_of(&answer.ca)? == order.token.ca_pin, "the server sent another CA than the token names");
     secret("host.pem", &answer.certificate)?;
     secret("ca.pem", &answer.ca)?;
-    let settings =
-        AgentSettings { server: order.server, host: &host, data_dir: &data_dir, run_dir: &run_dir };
+    let guard_out = guard::settings_beside(&args.agent_config_out)?;
+    guard::prepare(&guard::Place {
+        settings: &guard_out,
+        host: uid_of(&answer.certificate)?,
+        listen: SocketAddr::new(addresses.management, guard::PORT),
+        data_dir: &data_dir,
+        run_dir: &run_dir,
+        watchdog: args.watchdog.as_deref(),
+    })?;
+    let settings = AgentSettings {
+        server: order.server,
+        host: &host,
+        data_dir: &data_dir,
+        run_dir: &run_dir,
+        guard: &guard_out,
+    };
     config::write(&args.agent_config_out, &settings)?;
     Ok(host)
+}
+
+/// By which the others know this host's guard.
+fn uid_of(certificate: &str) -> Result<Uuid> {
+    let list = sterna_client::tls::certificates(certificate.as_bytes())?;
+    let first = list.first().context("find the certificate in the answer")?;
+    Ok(HostIdentity::read(first).context("find the host in its certificate")?.uid)
 }
 
 fn pin_of(ca: &str) -> Result<String> {
@@ -125,6 +152,12 @@ fn addresses(server: &str, args: &HostArgs) -> Result<Addresses> {
 fn make_dir(path: &Path) -> Result<()> {
     let made = DirBuilder::new().recursive(true).mode(0o711).create(path);
     made.with_context(|| format!("make {}", path.display()))
+}
+
+/// The host's guard as a service of this machine.
+fn guard_service(args: &HostArgs) -> Result<Service> {
+    let settings = guard::settings_beside(&args.agent_config_out)?;
+    Ok(Service { role: "guard", settings, run_dir: config::absolute(&args.run_dir)? })
 }
 
 /// The agent as a service of this machine.

@@ -38,6 +38,10 @@ pub async fn leave(args: &LeaveArgs, global: &Global, terminal: &Terminal) -> Re
 
     let service = Service { role: "agent", settings: settings.clone(), run_dir: agent.run_dir.clone() };
     service.remove()?;
+    if let Some(settings) = agent.guard.clone() {
+        crate::guard::release(&settings)?;
+        Service { role: "guard", settings, run_dir: agent.run_dir.clone() }.remove()?;
+    }
     // Between the first look and the agent's end a VM may have come.
     refuse_while_vms_run(&agent)?;
     sterna_agent::storage::end_daemons(&agent.run_dir).context("end the storage daemons")?;
@@ -116,7 +120,7 @@ fn remove_files(agent: &Config, settings: &Path) -> Result<()> {
         }
         _ => Ok(()),
     };
-    for name in ["vm", "net", "nbd", "seed"] {
+    for name in ["vm", "net", "nbd", "seed", "guard"] {
         tree(agent.run_dir.join(name))?;
     }
     tree(agent.data_dir.join("seen"))?;
@@ -131,8 +135,9 @@ fn remove_files(agent: &Config, settings: &Path) -> Result<()> {
         agent.ca(),
         agent.tunnel_key(),
         agent.data_dir.join(sterna_agent::carrier::KEY),
+        agent.data_dir.join(crate::guard::KEY),
     ];
-    let files = keys.into_iter().chain([probed, settings.to_owned()]);
+    let files = keys.into_iter().chain(agent.guard.clone()).chain([probed, settings.to_owned()]);
     for path in files.chain(notes_on(&pools)?) {
         file::remove_if_there(&path).with_context(|| format!("remove {}", path.display()))?;
     }

@@ -8,6 +8,8 @@ mod backup;
 mod check;
 /// What the services' settings files say, as far as this binary writes them.
 mod config;
+/// Keys and settings of the guards on this machine.
+mod guard;
 /// `sterna server init`: from nothing to a server with its first host.
 mod init;
 /// `sterna agent join`: this machine becomes a host.

@@ -14,7 +14,7 @@ use sterna_store::{History, Sqlite, Store};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::config;
+use crate::{config, guard};
 
 /// Opens what a server keeps: the store and the history.
 pub fn open(config: &Config) -> Result<(Arc<dyn Store>, Arc<History>)> {
@@ -42,11 +42,17 @@ pub async fn serve(
     cancel: CancellationToken,
 ) -> Result<()> {
     let holder = format!("server-{}", std::process::id());
+    // What runs goes on running: without it hosts only get no new leases.
+    let fencer = guard::fencer(&config).unwrap_or_else(|error| {
+        tracing::error!(error = format!("{error:#}"), "guards are not spoken to: no host gets a lease");
+        None
+    });
     let deciding = sterna_control::run(
         Arc::clone(&store),
         Arc::new(SystemClock),
         holder,
         sink(Arc::clone(&history)),
+        fencer,
         cancel.clone(),
     );
     let serving = sterna_server::run(config, store, history, cancel.clone());

@@ -10,10 +10,10 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use sterna_base::file;
 
-/// One of the two services of a machine.
+/// One of the services of a machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Service {
-    /// `server` or `agent`.
+    /// `server`, `agent` or `guard`.
     pub role: &'static str,
     pub settings: PathBuf,
     /// Where pid file and log lie without systemd.
@@ -96,7 +96,7 @@ impl Service {
         let log = self.log_path();
         let mut command = Command::new(binary);
         command.args(["supervise", "--log"]).arg(&log).arg("--").arg(binary);
-        command.args([self.role, "run", "--settings"]).arg(&self.settings);
+        command.args(words(self.role)).arg(&self.settings);
         // Its own process group: what is typed at this terminal is not for it.
         command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let child = command.spawn().context("start the supervisor")?;
@@ -161,21 +161,29 @@ fn systemctl(args: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// What this binary is told, but for the settings file.
+fn words(role: &str) -> Vec<&str> {
+    if role == "guard" { vec![role, "--config"] } else { vec![role, "run", "--settings"] }
+}
+
 /// The unit file of a service.
 fn unit(role: &str, binary: &Path, settings: &Path) -> String {
     let (what, more) = match role {
         // VMs are in the agent's cgroup but are not its business when it ends: `process` leaves them alone, and
         // delegation lets it order them below itself.
         "agent" => ("host agent", "KillMode=process\nDelegate=yes\nOOMScoreAdjust=-900\nTasksMax=infinity\n"),
+        // It takes what it needs by itself: locked memory, first in line for a processor, last to be killed.
+        "guard" => ("guard", "LimitMEMLOCK=infinity\nLimitRTPRIO=99\n"),
         _ => ("server", "OOMScoreAdjust=-500\n"),
     };
     format!(
         "[Unit]\nDescription=Sterna {what}\nAfter=network-online.target\nWants=network-online.target\n\
          StartLimitIntervalSec=0\n\n\
-         [Service]\nExecStart={} {role} run --settings {}\nRestart=always\nRestartSec=200ms\n{more}\
+         [Service]\nExecStart={} {} {}\nRestart=always\nRestartSec=200ms\n{more}\
          LimitNOFILE=1048576\n\n\
          [Install]\nWantedBy=multi-user.target\n",
         binary.display(),
+        words(role).join(" "),
         settings.display()
     )
 }
@@ -191,6 +199,11 @@ mod tests {
         assert!(
             text.contains("ExecStart=/usr/bin/sterna agent run --settings /etc/sterna/agent.toml\n"),
             "{text}"
+        );
+        let guard = unit("guard", Path::new("/usr/bin/sterna"), Path::new("/etc/sterna/guard.toml"));
+        assert!(
+            guard.contains("ExecStart=/usr/bin/sterna guard --config /etc/sterna/guard.toml\n"),
+            "{guard}"
         );
         let server = unit("server", Path::new("/usr/bin/sterna"), Path::new("/etc/sterna/server.toml"));
         assert!(!server.contains("KillMode"), "{server}");

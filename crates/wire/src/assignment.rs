@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use serde::{Deserialize, Serialize};
 use sterna_base::units::{Bytes, Span};
 use sterna_model::bandwidth::Share;
+use sterna_model::ha::VoterDecision;
 use sterna_model::health::{HealthCheck, OnFault};
 use sterna_model::image::Format;
 use sterna_model::line::{DiskLine, Line};
@@ -35,6 +36,9 @@ pub struct Assignment {
     /// Of the moves that leave this host over a line with limits.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub paces: Vec<Pace>,
+    /// For the host's guard. Absent: nobody grants leases where it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guard: Option<Box<GuardOrder>>,
     /// Lines to other datacentres that this host measures: at first sight, then now and then. One that a move begins to
     /// use is not in here meanwhile.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -64,6 +68,26 @@ pub struct Probed {
     pub listen: IpAddr,
     /// One for each host that measures.
     pub sessions: Vec<Uuid>,
+}
+
+/// What a host's guard is told, and the answer to what its agent asked for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuardOrder {
+    /// This host's uid, by which the others know its guard.
+    pub host: Uuid,
+    pub voters: VoterDecision,
+    /// The host's epoch, and the question that it is the answer to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub joined: Option<Joined>,
+    /// Return the lease, and ask for none.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub release: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Joined {
+    pub question: Uuid,
+    pub epoch: u64,
 }
 
 /// How fast a move may go. The host reads the time of day from its own clock.
@@ -122,6 +146,9 @@ pub enum Role {
         /// Those are not encrypted.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         in_clear: bool,
+        /// As [`Owner::host_epoch`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        host_epoch: Option<u64>,
     },
     /// This host does not own the VM: end and reap whatever is left of it here.
     Release,
@@ -142,6 +169,10 @@ pub struct Owner {
     /// Present: send this VM's memory away.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outgoing: Option<Outgoing>,
+    /// The epoch of the host's lease that a copy is to live and die with: a new one is started under it or not at all, one that
+    /// runs comes under it. Absent: a new one is under none, and one that runs stays as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_epoch: Option<u64>,
     /// Present: a copy that ends without being asked may be started again here under the same epoch, before anybody is
     /// asked; the number is that of the restarts in a row before this epoch. Absent: the server decides.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -137,6 +137,8 @@ pub enum Step {
     Reset(u64),
     /// What the host does by itself for a guest that fails.
     Cure(Cure),
+    /// It runs under no lease and is to live under this one of the host's.
+    Enlist(u64),
     Kill(Cause),
     /// Remove every trace.
     Forget,
@@ -361,7 +363,12 @@ fn converge(known: Known<'_>, owner: &Owner, view: &View, notes: &Notes) -> Step
     {
         return Step::Cure(cure);
     }
-    power::next(owner.power, &view.run, notes.ending, due)
+    match (power::next(owner.power, &view.run, notes.ending, due), owner.host_epoch) {
+        (Step::Wait, Some(host_epoch)) if notes.lease.is_none() && notes.ending.is_none() => {
+            Step::Enlist(host_epoch)
+        }
+        (step, _) => step,
+    }
 }
 
 fn while_sending(due: Due, owner: &Owner, notes: &Notes) -> Step {

@@ -39,6 +39,7 @@ fn owner() -> Owner {
         outgoing: None,
         restart_here: None,
         health: None,
+        host_epoch: None,
     }
 }
 
@@ -67,6 +68,7 @@ fn incoming(epoch: u64, migration: &str) -> Order {
             carry: None,
             channels: None,
             in_clear: false,
+            host_epoch: None,
         },
     )
 }
@@ -108,6 +110,7 @@ fn as_owner(epoch: u64) -> Option<Notes> {
         restarts: Restarts::default(),
         resets: Resets::default(),
         began: Timestamp::default(),
+        lease: None,
     })
 }
 
@@ -133,7 +136,7 @@ fn kept() -> SideState {
 }
 
 fn saw(epoch: u64) -> Option<Seen> {
-    Some(Seen { name: name("web"), epoch, title: Title::Owner, exit: None })
+    Some(Seen { name: name("web"), epoch, title: Title::Owner, exit: None, lease: None })
 }
 
 fn saw_target(epoch: u64, migration: &str) -> Option<Seen> {
@@ -488,4 +491,18 @@ fn resets_are_carried_out_once() {
 fn a_kill_that_was_begun_is_finished() {
     let notes = as_owner(5).map(|notes| Notes { ending: Some(Cause::Forced), ..notes });
     assert_eq!(step(&owns(5, owner()), &running(), &notes, &saw(5)), Step::Kill(Cause::Forced));
+}
+
+#[test]
+fn a_copy_that_runs_under_no_lease_comes_under_the_one_it_is_told() {
+    let order = owns(5, Owner { host_epoch: Some(3), ..owner() });
+    let listed = as_owner(5).map(|notes| Notes { lease: Some(3), ..notes });
+    // Once there it stays, whatever is ordered: nobody could say when it has left.
+    let elsewhere = owns(5, Owner { host_epoch: Some(4), ..owner() });
+    check(vec![
+        (order.clone(), running(), as_owner(5), saw(5), Step::Enlist(3)),
+        (order, running(), listed.clone(), saw(5), Step::Wait),
+        (elsewhere, running(), listed.clone(), saw(5), Step::Wait),
+        (owns(5, owner()), running(), listed, saw(5), Step::Wait),
+    ]);
 }

@@ -203,7 +203,8 @@ impl<H: Hypervisor, R: Resources> Work<H, R> {
         let was_target = self.notes.as_ref().is_some_and(|notes| notes.title != Title::Owner);
         // A target wrote this epoch down when it was started: no disk is waited for between two hosts.
         if self.seen.as_ref().is_none_or(|seen| seen.epoch != epoch) {
-            self.remember(Seen { name: self.name.clone(), epoch, title: Title::Owner, exit: None })?;
+            let lease = self.notes.as_ref().and_then(|notes| notes.lease);
+            self.remember(Seen { name: self.name.clone(), epoch, title: Title::Owner, exit: None, lease })?;
         }
         let now = self.ports.clock.now();
         let continued = self.migration().ok().filter(|_| was_target);

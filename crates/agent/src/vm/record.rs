@@ -37,6 +37,9 @@ pub struct Seen {
     /// How the copy of this epoch ended, once it has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit: Option<Exit>,
+    /// As in [`Notes`], should those be lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<u64>,
 }
 
 /// About the copy that is here now.
@@ -65,6 +68,9 @@ pub struct Notes {
     /// When the first copy of this epoch was started or continued here.
     #[serde(default)]
     pub began: Timestamp,
+    /// The epoch of the host's lease under which the guard has the copy, as long as it lives.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<u64>,
 }
 
 /// Why we make a copy end.
@@ -233,7 +239,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let files = Files::open(&folder.path().join("data"), &folder.path().join("run")).unwrap();
         let uid = Uuid::from_u128(7);
-        let seen = Seen { name: name("web"), epoch: 3, title: Title::Incoming(name("m-1")), exit: None };
+        let seen = Seen {
+            name: name("web"),
+            epoch: 3,
+            title: Title::Incoming(name("m-1")),
+            exit: None,
+            lease: None,
+        };
         files.save_seen(uid, &seen).unwrap();
         assert_eq!(files.seen(uid).unwrap(), Some(seen));
         let notes = Notes {
@@ -247,6 +259,7 @@ mod tests {
             restarts: Restarts::default(),
             resets: Resets { count: 1, made: vec![], why: "x".into(), quarantine: None },
             began: Timestamp::from_millis(7),
+            lease: Some(4),
         };
         files.save_notes(uid, &notes).unwrap();
         assert_eq!(files.notes(uid).unwrap(), Some(notes));
@@ -285,7 +298,7 @@ mod tests {
     fn only_old_records_of_absent_vms_are_pruned() {
         let folder = tempfile::tempdir().unwrap();
         let files = Files::open(&folder.path().join("data"), &folder.path().join("run")).unwrap();
-        let seen = Seen { name: name("web"), epoch: 3, title: Title::Owner, exit: None };
+        let seen = Seen { name: name("web"), epoch: 3, title: Title::Owner, exit: None, lease: None };
         let (here, gone) = (Uuid::from_u128(1), Uuid::from_u128(2));
         files.save_seen(here, &seen).unwrap();
         files.save_seen(gone, &seen).unwrap();

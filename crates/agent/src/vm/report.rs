@@ -66,7 +66,8 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
             let state = CopyState::Starting { step };
             let notes = self.notes.as_ref().filter(|notes| notes.epoch == epoch);
             let health = notes.map(|notes| self.health(notes)).unwrap_or_default();
-            return Some(VmReport { epoch, state, migration: None, reset_request: 0, since, health });
+            let (migration, lease) = (None, None);
+            return Some(VmReport { epoch, state, migration, reset_request: 0, lease, since, health });
         }
         let notes = self.notes.as_ref();
         let health = notes.map(|notes| self.health(notes)).unwrap_or_default();
@@ -79,6 +80,7 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
                     state: self.state_of(view, notes),
                     migration: notes.migration.clone(),
                     reset_request: notes.reset_request,
+                    lease: notes.lease,
                     since,
                     health,
                 })
@@ -102,6 +104,7 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
                     state: CopyState::Stopped { exit: exit.clone() },
                     migration: notes.and_then(|notes| notes.migration.clone()),
                     reset_request: notes.map_or(0, |notes| notes.reset_request),
+                    lease: None,
                     since,
                     health: notes.map(|notes| self.health(notes)).unwrap_or_default(),
                 })

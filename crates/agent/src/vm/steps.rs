@@ -20,6 +20,7 @@ use super::health::{Cure, Quarantine, Resets};
 use super::power;
 use super::record::{Cause, Notes, Seen, Title};
 use super::restart::{self, Crash, Restarts};
+use super::start::Fresh;
 use crate::hypervisor::{Guest, GuestError, Happenings, Hypervisor, Look, Pause, Run, View};
 use crate::resources::Resources;
 
@@ -110,11 +111,19 @@ impl<H: Hypervisor, R: Resources> Work<H, R> {
             (Step::Conclude(exit), _) => self.conclude(&order, exit),
             (Step::Kill(cause), _) => self.kill(cause).await,
             (Step::Start, Role::Owner(owner)) => {
-                self.start(order.epoch, Title::Owner, &owner.machine, owner.reset_request).await
+                let fresh = Fresh {
+                    epoch: order.epoch,
+                    title: Title::Owner,
+                    reset_request: owner.reset_request,
+                    lease: owner.host_epoch,
+                };
+                self.start(fresh, &owner.machine).await
             }
             (Step::StartAgain { why }, Role::Owner(owner)) => self.start_again(order.epoch, owner, why).await,
-            (Step::Receive, Role::Incoming { migration, machine, .. }) => {
-                self.start(order.epoch, Title::Incoming(migration.clone()), machine, 0).await
+            (Step::Receive, Role::Incoming { migration, machine, host_epoch, .. }) => {
+                let title = Title::Incoming(migration.clone());
+                let fresh = Fresh { epoch: order.epoch, title, reset_request: 0, lease: *host_epoch };
+                self.start(fresh, machine).await
             }
             (Step::Listen, Role::Incoming { migration, listen, carry, channels, in_clear, .. }) => {
                 let laying = channels.map(|channels| Laying { channels, is_encrypted: !in_clear });
@@ -130,6 +139,7 @@ impl<H: Hypervisor, R: Resources> Work<H, R> {
             Step::Continue => self.continue_copy(epoch, owner).await,
             Step::Adopt => self.adopt(epoch).await,
             Step::Send => self.send(owner).await,
+            Step::Enlist(host_epoch) => self.enlist(epoch, host_epoch).await,
             Step::Run => {
                 self.guest()?.cont().await?;
                 self.view().await
@@ -256,6 +266,7 @@ impl<H: Hypervisor, R: Resources> Work<H, R> {
             restarts: Restarts::default(),
             resets: Resets::default(),
             began: self.ports.clock.now(),
+            lease: seen.and_then(|seen| seen.lease),
         }
     }
 
@@ -276,7 +287,8 @@ impl<H: Hypervisor, R: Resources> Work<H, R> {
         }
         let title = self.notes.as_ref().map_or(Title::Owner, |notes| notes.title.clone());
         tracing::info!(vm = %self.name, epoch = noted, ?exit, "vm ended");
-        self.remember(Seen { name: self.name.clone(), epoch: noted, title, exit: Some(exit.clone()) })?;
+        let (name, exit_seen) = (self.name.clone(), Some(exit.clone()));
+        self.remember(Seen { name, epoch: noted, title, exit: exit_seen, lease: None })?;
         Ok(Found::Gone(Body::Ended(exit)))
     }
 
@@ -287,7 +299,8 @@ impl<H: Hypervisor, R: Resources> Work<H, R> {
         };
         let epoch = self.seen.as_ref().map_or(order.epoch, |seen| seen.epoch.max(order.epoch));
         tracing::info!(vm = %self.name, epoch, ?exit, "vm has no copy here");
-        self.remember(Seen { name: self.name.clone(), epoch, title, exit: Some(exit.clone()) })?;
+        let (name, exit_seen) = (self.name.clone(), Some(exit.clone()));
+        self.remember(Seen { name, epoch, title, exit: exit_seen, lease: None })?;
         Ok(Found::Gone(Body::Ended(exit)))
     }
 

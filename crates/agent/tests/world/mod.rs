@@ -169,6 +169,7 @@ impl Host {
             board: Arc::new(Board::default()),
             guests: Guests::default(),
             link: line.subscribe(),
+            wards: Arc::new(sterna_agent::guard::NoGuard),
         });
         let fleet = Fleet::new(Arc::clone(&ports), scope.clone());
         let found = adopt::find(&folder.join("run"), &*ports.records);
@@ -217,6 +218,7 @@ impl Host {
             paces: Vec::new(),
             probes: Vec::new(),
             probed: None,
+            guard: None,
         };
         self.fleet.apply(&assignment);
     }
@@ -359,6 +361,7 @@ pub fn owner_of(machine: Machine) -> Owner {
         outgoing: None,
         restart_here: None,
         health: None,
+        host_epoch: None,
     }
 }
 

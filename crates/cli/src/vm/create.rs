@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::{ArgGroup, Args};
 use sterna_base::units::{Bytes, Span};
 use sterna_client::vm::{Ask, Boot};
+use sterna_model::ha::{Ha, Isolation};
 use sterna_model::health::HealthCheck;
 use sterna_model::meta::Name;
 use sterna_model::network::Mac;
@@ -81,6 +82,12 @@ pub struct Create {
     /// Who starts first where room is short [default: normal]
     #[arg(long, value_enum, value_name = "PRIORITY")]
     priority: Option<Urgency>,
+    /// Start it elsewhere when its host is lost [default: on where it could run elsewhere]
+    #[arg(long, value_enum, value_name = "ON|OFF")]
+    ha: Option<OnLoss>,
+    /// What becomes of it when its host has lost its lease [default: kill]
+    #[arg(long, value_enum, value_name = "WHAT")]
+    isolation: Option<WhenIsolated>,
     /// Make it and leave it off
     #[arg(long)]
     stopped: bool,
@@ -121,6 +128,40 @@ impl From<Urgency> for Priority {
             Urgency::Low => Priority::Low,
             Urgency::Normal => Priority::Normal,
             Urgency::High => Priority::High,
+        }
+    }
+}
+
+/// Whether a VM is started elsewhere when its host is lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum OnLoss {
+    On,
+    Off,
+}
+
+impl From<OnLoss> for Ha {
+    fn from(ha: OnLoss) -> Self {
+        match ha {
+            OnLoss::On => Ha::On,
+            OnLoss::Off => Ha::Off,
+        }
+    }
+}
+
+/// What becomes of a VM whose host has lost its lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum WhenIsolated {
+    /// It is ended, so that it can be started elsewhere
+    Kill,
+    /// It runs on; only a person's word starts it elsewhere
+    Keep,
+}
+
+impl From<WhenIsolated> for Isolation {
+    fn from(what: WhenIsolated) -> Self {
+        match what {
+            WhenIsolated::Kill => Isolation::Kill,
+            WhenIsolated::Keep => Isolation::Keep,
         }
     }
 }
@@ -174,6 +215,8 @@ fn ask(args: &Create) -> Result<Ask> {
         watchdog: args.watchdog.then_some(true),
         checks: (!args.checks.is_empty()).then(|| args.checks.clone()),
         priority: args.priority.map(Into::into),
+        ha: args.ha.map(Into::into),
+        isolation: args.isolation.map(Into::into),
     })
 }
 

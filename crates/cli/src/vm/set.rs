@@ -12,7 +12,7 @@ use crate::exit::{Failure, Result};
 use crate::select::{LabelChange, Many};
 use crate::session::Session;
 use crate::vm::check::{Fault, check};
-use crate::vm::create::{Restart, Urgency};
+use crate::vm::create::{OnLoss, Restart, Urgency, WhenIsolated};
 
 #[derive(Debug, Args)]
 pub struct Set {
@@ -54,6 +54,12 @@ pub struct Set {
     /// Who starts first where room is short
     #[arg(long, value_enum, value_name = "PRIORITY")]
     priority: Option<Urgency>,
+    /// Start it elsewhere when its host is lost
+    #[arg(long, value_enum, value_name = "ON|OFF")]
+    ha: Option<OnLoss>,
+    /// What becomes of it when its host has lost its lease; holds at the next start
+    #[arg(long, value_enum, value_name = "WHAT")]
+    isolation: Option<WhenIsolated>,
 }
 
 pub async fn run(session: &Session, args: Set) -> Result<()> {
@@ -67,6 +73,8 @@ pub async fn run(session: &Session, args: Set) -> Result<()> {
         watchdog: args.watchdog,
         checks: (args.no_checks || !args.checks.is_empty()).then_some(args.checks),
         priority: args.priority.map(Into::into),
+        ha: args.ha.map(Into::into),
+        isolation: args.isolation.map(Into::into),
         ..Ask::default()
     };
     let spec = (spec != Ask::default()).then_some(spec);

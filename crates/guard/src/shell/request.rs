@@ -27,7 +27,7 @@ use crate::core::voters::Voters;
 use crate::datagram::PublicKey;
 use crate::shell::steadiness::Steadiness;
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
     Vms { vms: Vec<VmUnderLease> },

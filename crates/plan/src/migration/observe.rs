@@ -79,7 +79,16 @@ impl Move<'_> {
         })
     }
 
+    /// Another start has come in between: the owner was lost, and the VM was taken over.
+    fn is_taken_over(&self, epoch: u64) -> bool {
+        self.vm().and_then(|vm| vm.decision()).is_some_and(|has| has.owner.epoch > epoch)
+    }
+
     fn observe_resuming(&self, decision: &MigrationDecision, epoch: u64) -> Option<Event> {
+        if self.is_taken_over(epoch) {
+            // Neither copy is continued any more: what is left at the source is released, as after a move.
+            return Some(Event::TargetRuns);
+        }
         let target = decision.target.as_ref()?;
         // Nobody starts a VM anew that is being handed over, but for one that has run at the target and ended there.
         if self.vm()?.decision()?.owner.epoch > epoch {
@@ -104,7 +113,7 @@ impl Move<'_> {
     }
 
     fn observe_returning(&self, decision: &MigrationDecision, epoch: u64) -> Option<Event> {
-        if self.source_is_removed(decision) {
+        if self.source_is_removed(decision) || self.is_taken_over(epoch) {
             return Some(Event::SourceGone);
         }
         let Some(row) = self.source_row(decision) else { return Some(Event::SourceGone) };

@@ -1,5 +1,6 @@
 //! Objects that can be planned for, with what is asked of them everywhere.
 
+use sterna_model::ha::{HaState, HostDecision};
 use sterna_model::host::{HostReport, HostSpec, LinkState};
 use sterna_model::key::{Column, Key, Kind};
 use sterna_model::meta::{Meta, Name};
@@ -94,6 +95,7 @@ pub struct Host<'a> {
     pub name: &'a Name,
     pub meta: &'a Meta,
     pub spec: &'a HostSpec,
+    pub decision: Option<&'a HostDecision>,
     pub report: Option<&'a HostReport>,
 }
 
@@ -101,6 +103,18 @@ impl Host<'_> {
     #[must_use]
     pub fn is_connected(&self) -> bool {
         self.report.is_some_and(|report| report.link == LinkState::Connected)
+    }
+
+    /// Where its lease stands.
+    #[must_use]
+    pub fn ha(&self) -> HaState {
+        self.decision.map_or(HaState::Left, |decision| decision.state)
+    }
+
+    /// Of its lease; 0: it never had one.
+    #[must_use]
+    pub fn epoch(&self) -> u64 {
+        self.decision.map_or(0, |decision| decision.epoch)
     }
 
     /// May get VMs that it does not have.

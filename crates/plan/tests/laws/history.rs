@@ -270,8 +270,8 @@ impl Story {
         state: CopyState,
         migration: Option<MigrationReport>,
     ) {
-        let health = HealthReport::default();
-        let report = VmReport { epoch, state, migration, reset_request: 0, since: self.world.now, health };
+        let (health, lease, since) = (HealthReport::default(), None, self.world.now);
+        let report = VmReport { epoch, state, migration, reset_request: 0, lease, since, health };
         let known = self.row(vm.as_str(), host);
         if known.is_none_or(|known| VmReport { since: report.since, ..known } != report) {
             self.world.put(Key::new(Kind::Vm, vm, Column::ReportOf(name(host))), &report);

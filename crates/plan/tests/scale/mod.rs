@@ -101,6 +101,7 @@ impl Rows {
             tunnel: None,
             mover: None,
             lines: BTreeMap::new(),
+            guard: None,
             link: LinkState::Connected,
             since: NOW,
             told: None,

@@ -122,6 +122,7 @@ impl World {
                 addresses,
                 cordoned: false,
                 draining: false,
+                confirmed_dead: None,
             },
         );
         self.report_host(text, |report| report.memory = memory);
@@ -150,6 +151,7 @@ impl World {
             tunnel: None,
             mover: None,
             lines: BTreeMap::new(),
+            guard: None,
             link: LinkState::Connected,
             since: self.now,
             told: None,
@@ -243,8 +245,8 @@ impl World {
         side: Option<(&str, SideState)>,
     ) {
         let migration = side.map(|(migration, side)| MigrationReport { migration: name(migration), side });
-        let health = HealthReport::default();
-        let report = VmReport { epoch, state, migration, reset_request: 0, since: self.now, health };
+        let (health, lease, since) = (HealthReport::default(), None, self.now);
+        let report = VmReport { epoch, state, migration, reset_request: 0, lease, since, health };
         self.put(Key::new(Kind::Vm, &name(vm), Column::ReportOf(name(host))), &report);
     }
 

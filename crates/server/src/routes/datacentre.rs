@@ -8,6 +8,7 @@ use sterna_model::bandwidth::{BandwidthLimit, LIMITS_MAX};
 use sterna_model::cluster::ClusterSpec;
 use sterna_model::datacentre::DatacentreSpec;
 use sterna_model::error::{Code, Error};
+use sterna_model::ha::Profile;
 use sterna_model::key::Kind;
 use sterna_model::meta::{Labels, Name};
 use sterna_model::token::Role;
@@ -122,7 +123,15 @@ async fn delete(
     Ok(Json(Deleted { deleted: name }))
 }
 
-fn check(_: &View, _: Option<(&Name, &DatacentreSpec)>, spec: &DatacentreSpec, txn: Txn) -> Answer<Txn> {
+fn check(
+    view: &View,
+    known: Option<(&Name, &DatacentreSpec)>,
+    spec: &DatacentreSpec,
+    txn: Txn,
+) -> Answer<Txn> {
+    if let (Profile::Fast, Some((name, _))) = (spec.ha.profile, known) {
+        no_real_watchdog(view, name)?;
+    }
     if spec.bandwidth.len() > LIMITS_MAX {
         let count = spec.bandwidth.len();
         return Err(refuse(
@@ -138,6 +147,26 @@ fn check(_: &View, _: Option<(&Name, &DatacentreSpec)>, spec: &DatacentreSpec, t
             Err(refuse(Code::Invalid, "the location is longer than 200 bytes"))
         }
         _ => Ok(txn),
+    }
+}
+
+/// The last second of a watchdog's time is for the reset: of one second nothing is left.
+fn no_real_watchdog(view: &View, name: &Name) -> Answer<()> {
+    let mut inside = view.hosts().filter(|host| host.spec.datacentre == *name);
+    let real = inside.find(|host| {
+        let guard = host.report.and_then(|report| report.guard.as_ref());
+        guard.is_some_and(|guard| guard.watchdog == "device")
+    });
+    match real {
+        Some(host) => Err(refuse(
+            Code::Unmet,
+            format!(
+                "the watchdog of host {} cannot reset it within the one second that profile fast leaves",
+                host.name
+            ),
+        )
+        .hint("use profile quick")),
+        None => Ok(()),
     }
 }
 

@@ -13,8 +13,9 @@ use axum::http::{HeaderMap, StatusCode, header};
 use serde::{Deserialize, Serialize};
 use sterna_base::clock::Timestamp;
 use sterna_model::error::{Code, Error};
+use sterna_model::ha::ConfirmedDead;
 use sterna_model::host::HostSpec;
-use sterna_model::key::Kind;
+use sterna_model::key::{Key, Kind};
 use sterna_model::meta::{Labels, Name};
 use sterna_model::operation::Goal;
 use sterna_model::token::JoinTokenSpec;
@@ -29,6 +30,7 @@ use crate::app::App;
 use crate::auth::{Actor, new_secret};
 use crate::body::{Body, OptionalBody, PathName, Words};
 use crate::error::{Answer, refuse};
+use crate::gateway::link;
 use crate::list::{self, Page};
 use crate::routes::{Change, Deleted, Plain, change_plain};
 use crate::shown::{Host, Hosts};
@@ -43,6 +45,7 @@ pub fn routes() -> OpenApiRouter<App> {
         .routes(routes!(get, change, delete))
         .routes(routes!(drain))
         .routes(routes!(undrain))
+        .routes(routes!(confirm_dead))
         .routes(routes!(create_token))
         .merge(loss::routes())
 }
@@ -76,6 +79,10 @@ async fn change(
     Body { value, .. }: Body<Change>,
 ) -> Answer<Json<Host>> {
     change_plain::<Hosts>(&app, &actor, &name, (&headers, &value), |_, old, new, txn| {
+        if new.confirmed_dead != old.confirmed_dead {
+            return Err(refuse(Code::Invalid, "that a host is dead is not said by a change of its spec")
+                .hint("`sterna host confirm-dead`"));
+        }
         let movable = HostSpec { cordoned: old.cordoned, draining: old.draining, ..new.clone() };
         if movable != *old {
             return Err(refuse(
@@ -125,6 +132,49 @@ async fn undrain(
         Ok(txn)
     })
     .await?;
+    Ok(Json(list::show::<Hosts>(&app, actor.role, &name)?))
+}
+
+/// The name once more: a slip must not start what still runs a second time.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct ConfirmDead {
+    host: Name,
+}
+
+/// A person has looked: nothing runs on this host any more. Its VMs are started elsewhere.
+#[utoipa::path(post, path = "/v1/hosts/{name}/confirm-dead", tag = "host", operation_id = "host_confirm_dead",
+    params(("name" = Name, Path)), request_body = ConfirmDead,
+    responses((status = 200, body = Host), (status = "default", body = Error)))]
+async fn confirm_dead(
+    State(app): State<App>,
+    actor: Actor,
+    PathName(name): PathName,
+    Body { value: typed, .. }: Body<ConfirmDead>,
+) -> Answer<Json<Host>> {
+    if typed.host != name {
+        let message = format!("host {} was typed, and it is about host {name}", typed.host);
+        return Err(refuse(Code::Invalid, message).hint("type the name of the host that is dead"));
+    }
+    let at = app.now();
+    modify::<Hosts>(&app, &name, None, |view, object, txn| {
+        let host = view.host(&name).ok_or_else(|| list::not_found::<Hosts>(&name))?;
+        if host.is_connected() {
+            return Err(refuse(Code::WrongState, format!("host {name} is alive: its agent is connected"))
+                .hint("`sterna host drain` moves its VMs away"));
+        }
+        object.spec.confirmed_dead = Some(ConfirmedDead { epoch: host.epoch(), by: actor.name.clone(), at });
+        // Should it be back meanwhile, it is not dead.
+        let report = Key::report(Kind::Host, &name);
+        Ok(txn.require(report.to_string(), view.revision_of(&report)))
+    })
+    .await?;
+    link::record(
+        &app,
+        &name,
+        "confirmed dead",
+        &format!("{} looked and says that nothing runs on it", actor.name),
+    );
     Ok(Json(list::show::<Hosts>(&app, actor.role, &name)?))
 }
 

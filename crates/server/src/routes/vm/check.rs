@@ -5,12 +5,14 @@ use std::net::Ipv4Addr;
 
 use sterna_base::units::Span;
 use sterna_model::error::Code;
+use sterna_model::ha::{Ha, VOTERS_MIN};
 use sterna_model::meta::{Name, Object};
 use sterna_model::network::NetworkKind;
 use sterna_model::vm::{
     CPUS_MAX, CloudInit, MEMORY_MAX, MEMORY_MIN, NICS_MAX, NicSpec, USER_DATA_MAX, VOLUMES_MAX, VmSpec,
 };
 use sterna_plan::View;
+use sterna_plan::ha::{lease, voters};
 use sterna_store::Txn;
 
 use crate::error::{Answer, refuse};
@@ -36,7 +38,35 @@ pub fn spec(view: &View, name: Option<&Name>, spec: &VmSpec, mut txn: Txn) -> An
         txn = refer::<Datacentres>(view, txn, datacentre)?;
     }
     txn = volumes(view, name, spec, txn)?;
+    protection(view, spec)?;
     nics(view, name, spec, txn)
+}
+
+/// Asked for in words, it is promised: then it must be possible.
+fn protection(view: &View, spec: &VmSpec) -> Answer<()> {
+    if spec.ha != Some(Ha::On) {
+        return Ok(());
+    }
+    // A volume that is made with the VM is not there yet; where it goes is seen at the start.
+    let known = spec.volumes.iter().filter(|volume| view.volumes.contains_key(*volume)).cloned().collect();
+    if let Some(why) = lease::obstacle(view, &VmSpec { volumes: known, ..spec.clone() }) {
+        return Err(refuse(Code::Unmet, format!("the VM could not be started elsewhere: {why}"))
+            .hint("leave `ha` away, and it is protected as far as it can be"));
+    }
+    let asked = spec.place.datacentre.as_ref();
+    let sites = view.datacentres.keys().filter(|site| asked.is_none_or(|asked| asked == *site));
+    let most = sites.map(|site| (voters::count(view, site), site)).max();
+    match most {
+        Some((count, site)) if count < VOTERS_MIN => Err(refuse(
+            Code::Unmet,
+            format!(
+                "datacentre {site} has {count} of the {VOTERS_MIN} voters that a lease takes: when a host there is lost, \
+                 nothing that was on it is started elsewhere"
+            ),
+        )
+        .hint("every host with a guard votes, and the guard beside the server")),
+        _ => Ok(()),
+    }
 }
 
 fn numbers(spec: &VmSpec) -> Answer<()> {
@@ -201,6 +231,8 @@ pub fn differences(old: &Object<VmSpec>, new: &Object<VmSpec>) -> Vec<(bool, Str
             false,
             format!("priority {} -> {}", was.priority.word(), is.priority.word()),
         ),
+        (was.ha != is.ha, false, "ha changed".to_owned()),
+        (was.isolation != is.isolation, true, "isolation changed".to_owned()),
         (
             was.shutdown_timeout != is.shutdown_timeout,
             false,

@@ -1,0 +1,273 @@
+//! Asks voters about hosts, and collects proofs that a lease is over. Decides nothing: `plan::ha::fence` does, with what is
+//! heard here.
+//!
+//! ```text
+//! voters ── UDP ──► Fencer ── sights ──► plan::ha::fence ── transactions ──► store
+//!    ▲                 │  ◄── learn ── view
+//!    └── Query, Fence ─┘
+//! ```
+//!
+//! All time in here is this machine's `CLOCK_BOOTTIME`. A fence is asked for only once the store says that the host is being
+//! fenced: from there is no way back.
+
+/// One host, as its voters see it.
+mod watched;
+/// The guard beside the server.
+mod witness;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context;
+use sterna_guard::core::id::HostId;
+use sterna_guard::core::message::Message;
+use sterna_guard::core::profile::Profile;
+use sterna_guard::core::time::BootInstant;
+use sterna_guard::datagram::{Channels, DATAGRAM_MAX, HostKey, PublicKey};
+use sterna_guard::shell::clock;
+use sterna_model::ha::{Peer, VoterDecision};
+use sterna_model::meta::Name;
+use sterna_plan::View;
+use sterna_plan::ha::fence::Sights;
+use sterna_plan::ha::voters::Server;
+use tokio::net::UdpSocket;
+use uuid::Uuid;
+
+use watched::Watched;
+
+/// Datagrams that one turn reads: a flood may not keep the leader from its lease.
+const READS_MAX: usize = 256;
+/// What is heard of a silent host is told as often as this.
+const ALERT_EVERY: Duration = Duration::from_millis(250);
+
+/// What this server is to guards.
+pub struct Settings {
+    pub id: Uuid,
+    pub key: HostKey,
+    pub listen: SocketAddr,
+    /// As voters reach it.
+    pub peer: Peer,
+    pub witness: Option<Witness>,
+}
+
+/// The guard beside the server: a voter without VMs.
+#[derive(Debug, Clone)]
+pub struct Witness {
+    pub id: Uuid,
+    pub peer: Peer,
+    pub socket: PathBuf,
+}
+
+pub struct Fencer {
+    server: Server,
+    socket: UdpSocket,
+    channels: Channels,
+    addresses: BTreeMap<HostId, Vec<SocketAddr>>,
+    sites: BTreeMap<Name, Site>,
+    hosts: BTreeMap<Name, Watched>,
+    /// Of the view that it was learned from.
+    revision: Option<u64>,
+    next_alert: BootInstant,
+    witness: Option<witness::Teller>,
+}
+
+/// A datacentre's voters.
+struct Site {
+    voters: BTreeSet<HostId>,
+    profile: Profile,
+    next_query: BootInstant,
+}
+
+impl Fencer {
+    pub fn open(settings: Settings) -> anyhow::Result<Self> {
+        let mut session = [0; 8];
+        aws_lc_rs::rand::fill(&mut session).context("draw a session number")?;
+        let channels = Channels::new(HostId(settings.id), settings.key, u64::from_be_bytes(session));
+        let socket = std::net::UdpSocket::bind(settings.listen)
+            .with_context(|| format!("listen at {} for voters", settings.listen))?;
+        socket.set_nonblocking(true).context("prepare the voters' socket")?;
+        let witness = settings.witness.as_ref().map(|witness| (witness.id, witness.peer.clone()));
+        let server = Server { fencer: (settings.id, settings.peer), witness };
+        Ok(Self {
+            server,
+            socket: UdpSocket::from_std(socket).context("watch the voters' socket")?,
+            channels,
+            addresses: BTreeMap::new(),
+            sites: BTreeMap::new(),
+            hosts: BTreeMap::new(),
+            revision: None,
+            next_alert: BootInstant::default(),
+            witness: settings.witness.map(witness::Teller::start),
+        })
+    }
+
+    #[must_use]
+    pub fn server(&self) -> &Server {
+        &self.server
+    }
+
+    /// What the voters say of each host that has, or had, a lease.
+    #[must_use]
+    pub fn sights(&self) -> Sights {
+        let now = clock::now();
+        self.hosts.iter().map(|(name, host)| (name.clone(), host.sight(now))).collect()
+    }
+
+    /// Takes over who is to be watched, and by whose word.
+    pub fn learn(&mut self, view: &View) {
+        if self.revision == Some(view.revision) {
+            return;
+        }
+        self.revision = Some(view.revision);
+        let decisions: BTreeMap<&Name, &VoterDecision> = view
+            .datacentres
+            .iter()
+            .filter_map(|(name, entry)| Some((name, &*entry.decision.as_ref()?.value)))
+            .collect();
+        self.learn_peers(&decisions);
+        let now = clock::now();
+        self.sites.retain(|name, _| decisions.contains_key(name));
+        for (name, decision) in &decisions {
+            let former = decision.former.iter().flat_map(|former| &former.voters);
+            let voters = decision.voters.iter().chain(former).copied().map(HostId).collect();
+            let profile = profile(decision);
+            let site = self.sites.entry((*name).clone()).or_insert_with(|| Site {
+                voters: BTreeSet::new(),
+                profile,
+                next_query: now,
+            });
+            (site.voters, site.profile) = (voters, profile);
+        }
+        self.learn_hosts(view, &decisions, now);
+        if let Some(witness) = &self.witness {
+            witness.tell(&decisions, &self.server, view.revision);
+        }
+    }
+
+    fn learn_hosts(&mut self, view: &View, decisions: &BTreeMap<&Name, &VoterDecision>, now: BootInstant) {
+        let mut known = BTreeSet::new();
+        for host in view.hosts() {
+            let (Some(decision), Some(voters)) = (host.decision, decisions.get(&host.spec.datacentre)) else {
+                continue;
+            };
+            known.insert(host.name.clone());
+            let fresh = || Watched::of(host.spec.datacentre.clone(), host.meta.uid, profile(voters));
+            let watched = self.hosts.entry(host.name.clone()).or_insert_with(fresh);
+            watched.learn(host.meta.uid, decision, voters, now);
+        }
+        self.hosts.retain(|name, _| known.contains(name));
+    }
+
+    fn learn_peers(&mut self, decisions: &BTreeMap<&Name, &VoterDecision>) {
+        let mut keys = BTreeMap::new();
+        self.addresses.clear();
+        for (id, peer) in decisions.values().flat_map(|decision| &decision.peers) {
+            match peer.key.as_str().parse::<PublicKey>() {
+                Ok(key) => {
+                    keys.insert(HostId(*id), key);
+                    self.addresses.insert(HostId(*id), peer.addresses.clone());
+                }
+                Err(error) => tracing::warn!(peer = peer.name, %error, "a guard's key is of no use"),
+            }
+        }
+        if let Err(error) = self.channels.set_peers(&keys) {
+            tracing::error!(%error, "the voters cannot be spoken to");
+        }
+    }
+
+    /// Returns when something was heard that a decision may follow from. May be dropped and called again.
+    pub async fn changed(&mut self) {
+        loop {
+            let now = clock::now();
+            self.ask(now);
+            let news = self.read(now);
+            if news || self.is_alert(now) {
+                return;
+            }
+            let wake = self.next_wake().since(now);
+            tokio::select! {
+                // An error is that of a voter that is not there; the next question goes out all the same.
+                _ = self.socket.readable() => {}
+                () = tokio::time::sleep(wake) => {}
+            }
+        }
+    }
+
+    /// A silent host is looked at again and again: what is to follow may wait for time alone.
+    fn is_alert(&mut self, now: BootInstant) -> bool {
+        if now < self.next_alert || !self.hosts.values().any(|host| host.is_silent(now)) {
+            return false;
+        }
+        self.next_alert = now + ALERT_EVERY;
+        true
+    }
+
+    fn next_wake(&self) -> BootInstant {
+        let queries = self.sites.values().map(|site| site.next_query);
+        let questions = self.hosts.values().filter_map(Watched::next_question);
+        let alert = std::iter::once(self.next_alert.max(clock::now() + ALERT_EVERY));
+        queries.chain(questions).chain(alert).min().unwrap_or(BootInstant::NEVER)
+    }
+
+    fn ask(&mut self, now: BootInstant) {
+        let mut due = Vec::new();
+        for (name, site) in self.sites.iter_mut().filter(|(_, site)| now >= site.next_query) {
+            site.next_query = now + site.profile.renew;
+            let hosts = self.hosts.values().filter(|host| host.datacentre == *name && host.is_watched());
+            for question in hosts.map(|host| host.question(now)) {
+                due.extend(site.voters.iter().map(|voter| (*voter, question)));
+            }
+        }
+        due.extend(self.hosts.values_mut().flat_map(|host| host.fence_if_due(now)));
+        for (to, message) in due {
+            self.send(to, &message);
+        }
+    }
+
+    /// Best effort on every path: the protocol expects every datagram to be lost.
+    fn send(&mut self, to: HostId, message: &Message) {
+        let (Some(datagram), Some(addresses)) = (self.channels.seal(to, message), self.addresses.get(&to))
+        else {
+            return;
+        };
+        for address in addresses {
+            let _ = self.socket.try_send_to(&datagram, *address);
+        }
+    }
+
+    fn read(&mut self, now: BootInstant) -> bool {
+        let mut bytes = [0; DATAGRAM_MAX + 1];
+        let mut is_news = false;
+        for _ in 0..READS_MAX {
+            let length = match self.socket.try_recv_from(&mut bytes) {
+                Ok((length, _)) => length,
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
+                // What an earlier datagram came to, such as a port where nobody listens.
+                Err(_) => continue,
+            };
+            if let Ok((from, message)) = self.channels.open(&bytes[..length]) {
+                is_news |= self.on_message(from, &message, now);
+            }
+        }
+        is_news
+    }
+
+    fn on_message(&mut self, from: HostId, message: &Message, now: BootInstant) -> bool {
+        let (Message::LastSeen { host, .. } | Message::FenceAck { host, .. }) = *message else {
+            return false;
+        };
+        let Some(watched) = self.hosts.values_mut().find(|watched| watched.id == host) else { return false };
+        let is_voter = self.sites.get(&watched.datacentre).is_some_and(|site| site.voters.contains(&from));
+        is_voter && watched.on_message(from, message, now)
+    }
+}
+
+/// Which a voter's promise is for; while it changes the shorter, which is over first, is what a host may rest on.
+fn profile(decision: &VoterDecision) -> Profile {
+    let former = decision.former.iter().map(|former| former.profile);
+    let all = std::iter::once(decision.profile).chain(former);
+    let known = all.filter_map(|profile| Profile::named(profile.as_str()));
+    known.min_by_key(Profile::promise).unwrap_or(Profile::STANDARD)
+}
