@@ -138,7 +138,7 @@ pub fn free_name(view: &View, vm: &Vm<'_>) -> Option<Name> {
         .find(|name| !view.migrations.contains_key(name) && !is_spoken_of(vm, name))
 }
 
-fn is_spoken_of(vm: &Vm<'_>, name: &Name) -> bool {
+pub(crate) fn is_spoken_of(vm: &Vm<'_>, name: &Name) -> bool {
     let mut reports = vm.entry.reports.values().filter_map(|row| row.migration.as_ref());
     let continues = vm.decision().and_then(|decision| decision.continues.as_ref());
     continues == Some(name) || reports.any(|report| report.migration == *name)

@@ -18,6 +18,7 @@ use sterna_model::volume::VolumeDecision;
 
 use crate::action::Action;
 use crate::check;
+use crate::drain;
 use crate::placement;
 use crate::route::route;
 use crate::view::{MigrationEntry, Row, View, Vm};
@@ -114,6 +115,11 @@ impl Move<'_> {
             Err(why) => return self.advance(decision, Event::Refused { why }),
         };
         let vm = self.vm()?;
+        if drain::is_spoken_of(&vm, self.name) {
+            // A store from a backup: what hosts say of the move that it has yet to begin is how that ended.
+            let why = "hosts have carried out a move of this name already: order it anew".to_owned();
+            return self.advance(decision, Event::Refused { why });
+        }
         let source = &vm.decision()?.owner;
         let (out, _) = self.slots(&source.host);
         let (_, incoming) = self.slots(&target.0);

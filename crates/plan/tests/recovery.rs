@@ -126,6 +126,19 @@ fn a_vm_that_moved_since_stays_where_it_runs() {
 }
 
 #[test]
+fn a_move_that_was_asked_for_before_the_backup_and_has_happened_since_does_not_happen_again() {
+    // Recovered: it came here by the move that the store has yet to begin.
+    let mut world = world();
+    let side = SideState::Continued { loading: None, answered: None };
+    world.report_side("web", "a", 1, CopyState::Running, Some(("web-1", side)));
+    world.migrate("web-1", "web", Some("b"));
+    world.settle();
+    let Phase::Failed { why } = world.phase("web-1") else { panic!("{:?}", world.phase("web-1")) };
+    assert!(why.contains("order it anew"), "{why}");
+    assert_eq!(world.owner("web"), ("a".to_owned(), 1));
+}
+
+#[test]
 fn a_vm_that_was_started_since_is_not_ended() {
     let mut world = world();
     world.change_vm("web", |object| object.spec.power = Power::Stopped);
