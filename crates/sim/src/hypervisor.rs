@@ -142,6 +142,8 @@ impl Hypervisor for Bench {
                 wants_cancel: false,
                 sent: 0,
                 is_frozen: false,
+                is_iced: false,
+                host_stands: false,
                 is_hung: false,
                 is_mute: false,
                 way: None,
@@ -184,12 +186,16 @@ impl Held {
     /// The way to a process that can answer.
     async fn reach(&self) -> Result<(), GuestError> {
         self.bench.travel().await;
-        if self.is_frozen() {
+        if self.is_stopped() {
             self.bench.world.sleep(ANSWERS_WITHIN_MS).await;
             self.bench.lives().await;
             return Err(GuestError::Unclear("it did not answer in time".to_owned()));
         }
         Ok(())
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.bench.world.lock().machines.qemus.get(&self.id).is_some_and(Qemu::is_stopped)
     }
 
     fn is_frozen(&self) -> bool {
