@@ -188,7 +188,8 @@ impl World {
         let identity = Identity { name, host: id.0, key, addresses, door: guard::door(self, host, life) };
         let records = Shelf { world: self.clone(), host, life };
         let is_here = |vm| found.iter().any(|(uid, _)| *uid == vm);
-        let wards = listed(&records, is_here).expect("the agent has just started");
+        // It may have been killed as it started.
+        let Ok(wards) = listed(&records, is_here) else { return (Arc::new(NoGuard), None) };
         let (handle, keeper) = Keeper::new(identity, wards, assigned.subscribe(), Arc::clone(mouth));
         (Arc::new(handle), Some(keeper))
     }

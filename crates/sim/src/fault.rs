@@ -6,6 +6,7 @@ use std::str::FromStr;
 use sterna_agent::hypervisor::Run;
 use sterna_store::memory::WatchFaults;
 
+use crate::datagram::Air;
 use crate::mutation::Mutation;
 use crate::qemu::End;
 use crate::random::Random;
@@ -87,6 +88,15 @@ pub enum Act {
     /// All that goes in or out, with its line to the server and its guests' data.
     CutNet(usize),
     HealNet(usize),
+    /// One host's datagrams to another.
+    CutOne {
+        from: usize,
+        to: usize,
+    },
+    /// What hosts send to each other; the server's machine is reached.
+    CutSwitch,
+    /// The host's processes hang in the kernel: a kill ends none of them.
+    Stick(usize),
     /// Its clock goes so many millionths too fast from now on.
     Skew {
         host: usize,
@@ -317,7 +327,10 @@ impl World {
         }
         self.act(&Act::DropWatches(0));
         if self.has_guards() {
-            self.lock().air = crate::datagram::Air::default();
+            self.on_machines(|machines| {
+                machines.qemus.values_mut().for_each(|qemu| qemu.is_stuck = false);
+            });
+            self.lock().air = Air::default();
             self.bring_server_back();
         }
     }
@@ -373,6 +386,9 @@ impl fmt::Display for Act {
             Act::CutIn(host) => write!(f, "cut in {}", host_name(*host)),
             Act::CutNet(host) => write!(f, "cut net {}", host_name(*host)),
             Act::HealNet(host) => write!(f, "heal net {}", host_name(*host)),
+            Act::CutOne { from, to } => write!(f, "cut {} to {}", host_name(*from), host_name(*to)),
+            Act::CutSwitch => f.write_str("cut switch"),
+            Act::Stick(host) => write!(f, "stick {}", host_name(*host)),
             Act::Skew { host, ppm } => write!(f, "skew {} {ppm}", host_name(*host)),
             Act::FreezeControl { controller, ms } => write!(f, "freeze control {controller} {ms}"),
             Act::Lossy(rate) => write!(f, "lossy {rate}"),
@@ -434,6 +450,9 @@ impl FromStr for Act {
             ["cut", "in", at] => Act::CutIn(host(at)?),
             ["cut", "net", at] => Act::CutNet(host(at)?),
             ["heal", "net", at] => Act::HealNet(host(at)?),
+            ["cut", "switch"] => Act::CutSwitch,
+            ["cut", from, "to", to] => Act::CutOne { from: host(from)?, to: host(to)? },
+            ["stick", at] => Act::Stick(host(at)?),
             ["skew", at, ppm] => Act::Skew { host: host(at)?, ppm: number(ppm)? },
             ["lossy", rate] => Act::Lossy(number(rate)?),
             ["confirm", at, "dead"] => Act::ConfirmDead(host(at)?),

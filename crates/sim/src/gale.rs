@@ -66,6 +66,7 @@ fn drawn(mut config: Config) -> Config {
     config.profile = *random.pick(&[Profile::Quick, Profile::Standard]);
     config.slowness = *random.pick(&[10, 10, 10, 40]);
     config.start_fails = *random.pick(&[0, 0, 0, 100]);
+    config.starts_stall = *random.pick(&[0, 0, 300]);
     config.parts_wait = *random.pick(&[0, 0, 300]);
     config.looks_fail = *random.pick(&[0, 0, 0, 200]);
     config.kills_at_moments = *random.pick(&[0, 0, 5, 20]);

@@ -333,7 +333,9 @@ async fn reap(world: World, node: usize, life: u64, vm: VmId) {
         }
         let is_there = world.on_machines(|machines| {
             let id = machines.here(node, vm.0)?;
-            machines.end(id, End::WithItsShim);
+            if machines.qemus.get(&id).is_some_and(|qemu| !qemu.is_stuck) {
+                machines.end(id, End::WithItsShim);
+            }
             Some(())
         });
         if is_there.is_none() {

@@ -46,8 +46,12 @@ pub enum Mutation {
     OrdersWhileRecovering,
     /// Control goes on from what a restored store says.
     RecoversAtOnce,
+    /// Control takes a host that is being fenced for one that is fenced.
+    FencingCountsAsFenced,
     /// A host joins anew under the epoch that it had.
     HostEpochStays,
+    /// Control forgets when hosts fell silent: nothing tells a dead switch from dead hosts.
+    SilenceHasNoTime,
     /// Control takes a VM over under the epoch that it had.
     TakenUnderItsOldEpoch,
     /// The watchdog never fires.
@@ -64,7 +68,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// Each with the scenario that catches it.
-    pub const ALL: [(Mutation, &str); 27] = [
+    pub const ALL: [(Mutation, &str); 29] = [
         (Mutation::TrustsIncompleteInventory, "ha/agent-cannot-look"),
         (Mutation::SilenceMeansStopped, "ha/host-is-silent"),
         (Mutation::ReportsResurrect, "vm/agent-dies-when-its-vm-is-removed"),
@@ -85,7 +89,9 @@ impl Mutation {
         (Mutation::GoesOnBeforeMirrorsEnd, "direct/plain"),
         (Mutation::OrdersWhileRecovering, "store/restored-after-a-move"),
         (Mutation::RecoversAtOnce, "store/restored-after-a-start"),
+        (Mutation::FencingCountsAsFenced, "loss/qemu-does-not-die"),
         (Mutation::HostEpochStays, "loss/host-loses-power"),
+        (Mutation::SilenceHasNoTime, "loss/too-many-at-once"),
         (Mutation::TakenUnderItsOldEpoch, "loss/host-loses-power"),
         (Mutation::WatchdogIsDead, "loss/host-stands-still-one-minute"),
         (Mutation::GuardKillsNothing, "loss/host-is-not-heard"),

@@ -52,6 +52,8 @@ pub struct Qemu {
     pub is_iced: bool,
     /// All of the host stands still.
     pub host_stands: bool,
+    /// It hangs in the kernel: a kill does not end it.
+    pub is_stuck: bool,
     /// The guest does nothing, though its CPUs run.
     pub is_hung: bool,
     /// The guest's agent does not answer.

@@ -8,7 +8,7 @@ impl Act {
     /// Any fault of a world in which hosts are lost.
     pub fn draw_loss(random: &mut Random, hosts: u64) -> Self {
         let host = usize::try_from(random.below(hosts)).unwrap_or(0);
-        match random.below(24) {
+        match random.below(28) {
             0..=2 => Act::Reboot(host),
             3 => Act::PowerOff(host),
             4..=7 => {
@@ -25,6 +25,9 @@ impl Act {
             19 => Act::Skew { host, ppm: *random.pick(&[-499, 499]) },
             20 => Act::Lossy(*random.pick(&[0, 0, 30, 300])),
             21 => Act::PowerOn(host),
+            22 => Act::CutOne { from: host, to: usize::try_from(random.below(hosts)).unwrap_or(0) },
+            23 => Act::CutSwitch,
+            24 => Act::Stick(host),
             _ => Self::draw(random, hosts),
         }
     }
@@ -46,6 +49,25 @@ impl World {
                 self.lock().air.heal(*host);
                 self.heal_line(*host);
                 self.lock().hosts[*host].data_is_cut = false;
+            }
+            Act::CutOne { from, to } => {
+                self.say(act.to_string());
+                self.lock().air.cut(*from, *to);
+            }
+            Act::CutSwitch => {
+                self.say(act.to_string());
+                let mut state = self.lock();
+                let hosts = state.hosts.len();
+                let pairs = (0..hosts).flat_map(|from| (0..hosts).map(move |to| (from, to)));
+                pairs.filter(|(from, to)| from != to).for_each(|(from, to)| state.air.cut(from, to));
+            }
+            Act::Stick(host) => {
+                self.say(act.to_string());
+                self.on_machines(|machines| {
+                    machines.qemus.values_mut().filter(|qemu| qemu.host == *host).for_each(|qemu| {
+                        qemu.is_stuck = true;
+                    });
+                });
             }
             Act::Skew { host, ppm } => {
                 self.say(act.to_string());

@@ -47,6 +47,8 @@ pub struct Config {
     pub slowness: u64,
     /// Of 1,000 starts of a process, how many fail.
     pub start_fails: u64,
+    /// Of 1,000 starts, how many come late by up to 20 seconds.
+    pub starts_stall: u64,
     /// Of 1,000 questions for the parts of a copy, how many are answered with "not yet".
     pub parts_wait: u64,
     /// Of 1,000 looks at a process, how many get no answer.
@@ -80,6 +82,7 @@ impl Config {
             hosts,
             slowness: 10,
             start_fails: 0,
+            starts_stall: 0,
             looks_fail: 0,
             parts_wait: 0,
             kills_at_moments: 0,
