@@ -12,11 +12,15 @@
 /// Talks to the guard, all the time.
 pub mod keeper;
 /// One connection with it.
-mod line;
+pub mod line;
+
+use std::collections::BTreeMap;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use uuid::Uuid;
+
+use crate::vm::record::Records;
 
 /// A copy under the host's lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +42,26 @@ pub enum Refused {
     Over(String),
     #[error("{0}")]
     NotNow(String),
+}
+
+/// Every copy that was under the lease and is not known to have ended. `is_here`: there is something of that VM.
+pub fn listed(
+    records: &dyn Records,
+    is_here: impl Fn(Uuid) -> bool,
+) -> std::io::Result<BTreeMap<Uuid, Ward>> {
+    let mut wards = BTreeMap::new();
+    for vm in records.known()? {
+        let (notes, seen) = (records.notes(vm)?, records.seen(vm)?);
+        let noted = notes.and_then(|notes| Some((notes.epoch, notes.lease?)));
+        // Without notes it lives only if there is something of it; after a boot there is not.
+        let lives = seen
+            .filter(|seen| seen.exit.is_none() && is_here(vm))
+            .and_then(|seen| Some((seen.epoch, seen.lease?)));
+        if let Some((epoch, host_epoch)) = noted.or(lives) {
+            wards.insert(vm, Ward { vm, epoch, host_epoch, starting: false });
+        }
+    }
+    Ok(wards)
 }
 
 /// What the tasks of VMs reach the guard through.

@@ -3,7 +3,6 @@
 //! The order matters for a restart: what runs is found first, from this machine alone; the server is told when it is
 //! known. A guest never waits for any of it.
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
@@ -27,7 +26,8 @@ use crate::config::Config;
 use crate::console::Consoles;
 use crate::converge::{self, Converger, FromServer, Pools};
 use crate::guard::keeper::{self, Keeper, Unattached};
-use crate::guard::{NoGuard, Ward, Wards};
+use crate::guard::line::Socket;
+use crate::guard::{NoGuard, Wards, listed};
 use crate::host::{self, Meter, Probed};
 use crate::link::outbox::Outbox;
 use crate::link::tls::Identity;
@@ -267,30 +267,14 @@ fn guard(
         host: guard.host,
         key: GuardKey::try_from(key.to_string()).context("show the guard's key")?,
         addresses: guard.listen.clone(),
-        socket: guard.socket(),
+        door: Arc::new(Socket(guard.socket())),
     };
     let found = adopt::find(&config.run_dir, records);
-    let wards = wards(records, &found).context("read what lives under the lease")?;
+    let wards =
+        listed(records, |vm| found.vms.contains_key(&vm)).context("read what lives under the lease")?;
     let (handle, keeper) =
         Keeper::prepare(identity, wards, assigned.subscribe(), Arc::clone(outbox) as Arc<dyn Reports>);
     Ok((Arc::new(handle), Some(keeper)))
-}
-
-/// Every copy that was under the lease and is not known to have ended.
-fn wards(records: &dyn Records, found: &adopt::Found) -> std::io::Result<BTreeMap<Uuid, Ward>> {
-    let mut wards = BTreeMap::new();
-    for vm in records.known()? {
-        let (notes, seen) = (records.notes(vm)?, records.seen(vm)?);
-        let noted = notes.and_then(|notes| Some((notes.epoch, notes.lease?)));
-        // Without notes it lives only if there is something of it; after a boot there is not.
-        let lives = seen
-            .filter(|seen| seen.exit.is_none() && found.vms.contains_key(&vm))
-            .and_then(|seen| Some((seen.epoch, seen.lease?)));
-        if let Some((epoch, host_epoch)) = noted.or(lives) {
-            wards.insert(vm, Ward { vm, epoch, host_epoch, starting: false });
-        }
-    }
-    Ok(wards)
 }
 
 /// What the host row tells beside the machine itself.

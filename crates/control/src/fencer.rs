@@ -10,6 +10,8 @@
 //! All time in here is this machine's `CLOCK_BOOTTIME`. A fence is asked for only once the store says that the host is being
 //! fenced: from there is no way back.
 
+/// How it speaks.
+mod voice;
 /// One host, as its voters see it.
 mod watched;
 /// The guard beside the server.
@@ -20,21 +22,20 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Context;
 use sterna_guard::core::id::HostId;
 use sterna_guard::core::message::Message;
 use sterna_guard::core::profile::Profile;
 use sterna_guard::core::time::BootInstant;
-use sterna_guard::datagram::{Channels, DATAGRAM_MAX, HostKey, PublicKey};
-use sterna_guard::shell::clock;
+use sterna_guard::datagram::HostKey;
 use sterna_model::ha::{Peer, VoterDecision};
 use sterna_model::meta::Name;
 use sterna_plan::View;
 use sterna_plan::ha::fence::Sights;
 use sterna_plan::ha::voters::Server;
-use tokio::net::UdpSocket;
 use uuid::Uuid;
 
+use voice::Udp;
+pub use voice::Voice;
 use watched::Watched;
 
 /// Datagrams that one turn reads: a flood may not keep the leader from its lease.
@@ -62,15 +63,12 @@ pub struct Witness {
 
 pub struct Fencer {
     server: Server,
-    socket: UdpSocket,
-    channels: Channels,
-    addresses: BTreeMap<HostId, Vec<SocketAddr>>,
+    voice: Box<dyn Voice>,
     sites: BTreeMap<Name, Site>,
     hosts: BTreeMap<Name, Watched>,
     /// Of the view that it was learned from.
     revision: Option<u64>,
     next_alert: BootInstant,
-    witness: Option<witness::Teller>,
 }
 
 /// A datacentre's voters.
@@ -82,25 +80,23 @@ struct Site {
 
 impl Fencer {
     pub fn open(settings: Settings) -> anyhow::Result<Self> {
-        let mut session = [0; 8];
-        aws_lc_rs::rand::fill(&mut session).context("draw a session number")?;
-        let channels = Channels::new(HostId(settings.id), settings.key, u64::from_be_bytes(session));
-        let socket = std::net::UdpSocket::bind(settings.listen)
-            .with_context(|| format!("listen at {} for voters", settings.listen))?;
-        socket.set_nonblocking(true).context("prepare the voters' socket")?;
         let witness = settings.witness.as_ref().map(|witness| (witness.id, witness.peer.clone()));
-        let server = Server { fencer: (settings.id, settings.peer), witness };
-        Ok(Self {
+        let teller = settings.witness.map(witness::Teller::start);
+        let voice = Udp::open(HostId(settings.id), settings.key, settings.listen, teller)?;
+        Ok(Self::over(Server { fencer: (settings.id, settings.peer), witness }, Box::new(voice)))
+    }
+
+    /// Speaks through something else than a socket.
+    #[must_use]
+    pub fn over(server: Server, voice: Box<dyn Voice>) -> Self {
+        Self {
             server,
-            socket: UdpSocket::from_std(socket).context("watch the voters' socket")?,
-            channels,
-            addresses: BTreeMap::new(),
+            voice,
             sites: BTreeMap::new(),
             hosts: BTreeMap::new(),
             revision: None,
             next_alert: BootInstant::default(),
-            witness: settings.witness.map(witness::Teller::start),
-        })
+        }
     }
 
     #[must_use]
@@ -111,7 +107,7 @@ impl Fencer {
     /// What the voters say of each host that has, or had, a lease.
     #[must_use]
     pub fn sights(&self) -> Sights {
-        let now = clock::now();
+        let now = self.voice.now();
         self.hosts.iter().map(|(name, host)| (name.clone(), host.sight(now))).collect()
     }
 
@@ -126,8 +122,10 @@ impl Fencer {
             .iter()
             .filter_map(|(name, entry)| Some((name, &*entry.decision.as_ref()?.value)))
             .collect();
-        self.learn_peers(&decisions);
-        let now = clock::now();
+        let all = decisions.values().flat_map(|decision| &decision.peers);
+        let peers = all.map(|(id, peer)| (HostId(*id), peer.clone())).collect();
+        self.voice.set_peers(&peers);
+        let now = self.voice.now();
         self.sites.retain(|name, _| decisions.contains_key(name));
         for (name, decision) in &decisions {
             let former = decision.former.iter().flat_map(|former| &former.voters);
@@ -141,8 +139,9 @@ impl Fencer {
             (site.voters, site.profile) = (voters, profile);
         }
         self.learn_hosts(view, &decisions, now);
-        if let Some(witness) = &self.witness {
-            witness.tell(&decisions, &self.server, view.revision);
+        if let Some((witness, _)) = &self.server.witness {
+            let settings = witness::settings(*witness, &decisions, self.server.fencer.0, view.revision);
+            self.voice.tell_witness(settings);
         }
     }
 
@@ -160,38 +159,17 @@ impl Fencer {
         self.hosts.retain(|name, _| known.contains(name));
     }
 
-    fn learn_peers(&mut self, decisions: &BTreeMap<&Name, &VoterDecision>) {
-        let mut keys = BTreeMap::new();
-        self.addresses.clear();
-        for (id, peer) in decisions.values().flat_map(|decision| &decision.peers) {
-            match peer.key.as_str().parse::<PublicKey>() {
-                Ok(key) => {
-                    keys.insert(HostId(*id), key);
-                    self.addresses.insert(HostId(*id), peer.addresses.clone());
-                }
-                Err(error) => tracing::warn!(peer = peer.name, %error, "a guard's key is of no use"),
-            }
-        }
-        if let Err(error) = self.channels.set_peers(&keys) {
-            tracing::error!(%error, "the voters cannot be spoken to");
-        }
-    }
-
     /// Returns when something was heard that a decision may follow from. May be dropped and called again.
     pub async fn changed(&mut self) {
         loop {
-            let now = clock::now();
+            let now = self.voice.now();
             self.ask(now);
             let news = self.read(now);
             if news || self.is_alert(now) {
                 return;
             }
-            let wake = self.next_wake().since(now);
-            tokio::select! {
-                // An error is that of a voter that is not there; the next question goes out all the same.
-                _ = self.socket.readable() => {}
-                () = tokio::time::sleep(wake) => {}
-            }
+            let wake = self.next_wake();
+            self.voice.wait(wake).await;
         }
     }
 
@@ -207,7 +185,7 @@ impl Fencer {
     fn next_wake(&self) -> BootInstant {
         let queries = self.sites.values().map(|site| site.next_query);
         let questions = self.hosts.values().filter_map(Watched::next_question);
-        let alert = std::iter::once(self.next_alert.max(clock::now() + ALERT_EVERY));
+        let alert = std::iter::once(self.next_alert.max(self.voice.now() + ALERT_EVERY));
         queries.chain(questions).chain(alert).min().unwrap_or(BootInstant::NEVER)
     }
 
@@ -222,34 +200,15 @@ impl Fencer {
         }
         due.extend(self.hosts.values_mut().flat_map(|host| host.fence_if_due(now)));
         for (to, message) in due {
-            self.send(to, &message);
-        }
-    }
-
-    /// Best effort on every path: the protocol expects every datagram to be lost.
-    fn send(&mut self, to: HostId, message: &Message) {
-        let (Some(datagram), Some(addresses)) = (self.channels.seal(to, message), self.addresses.get(&to))
-        else {
-            return;
-        };
-        for address in addresses {
-            let _ = self.socket.try_send_to(&datagram, *address);
+            self.voice.send(to, &message);
         }
     }
 
     fn read(&mut self, now: BootInstant) -> bool {
-        let mut bytes = [0; DATAGRAM_MAX + 1];
         let mut is_news = false;
         for _ in 0..READS_MAX {
-            let length = match self.socket.try_recv_from(&mut bytes) {
-                Ok((length, _)) => length,
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
-                // What an earlier datagram came to, such as a port where nobody listens.
-                Err(_) => continue,
-            };
-            if let Ok((from, message)) = self.channels.open(&bytes[..length]) {
-                is_news |= self.on_message(from, &message, now);
-            }
+            let Some((from, message)) = self.voice.receive() else { break };
+            is_news |= self.on_message(from, &message, now);
         }
         is_news
     }

@@ -124,7 +124,7 @@ fn hold(world: &mut World, host: &str) {
 }
 
 fn silent(world: &World, host: &str) -> (sterna_model::meta::Name, Sight) {
-    let heard = Heard::Silent { for_so_long: Duration::from_secs(2), was_alive: true };
+    let heard = Heard::Silent { for_so_long: Duration::from_secs(8), was_alive: true };
     (name(host), Sight { epoch: decision(world, host).epoch, heard, proof: None })
 }
 
@@ -264,6 +264,9 @@ fn a_host_that_is_heard_again_is_not_fenced() {
     let brief = Sight { epoch: 1, heard, proof: None };
     turns(&mut world, &Sights::from([(name("a1"), brief.clone())]));
     assert_eq!(decision(&world, "a1").state, HaState::Suspect);
+    let heard = Heard::Silent { for_so_long: Duration::from_millis(6900), was_alive: true };
+    turns(&mut world, &Sights::from([(name("a1"), Sight { heard, ..brief.clone() })]));
+    assert_eq!(decision(&world, "a1").state, HaState::Suspect, "its lease is not over yet");
     turns(&mut world, &Sights::from([(name("a1"), Sight { heard: Heard::Alive, ..brief })]));
     assert_eq!(decision(&world, "a1").state, HaState::Up);
     assert_eq!(decision(&world, "a1").silent_since, None);

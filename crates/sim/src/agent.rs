@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use sterna_agent::guard::keeper::{Identity, Keeper, Unattached};
+use sterna_agent::guard::{NoGuard, Wards, listed};
 use sterna_agent::hypervisor::Parts;
 use sterna_agent::resources::{NotReady, Resources, Whose};
 use sterna_agent::vm::board::Board;
@@ -11,6 +13,7 @@ use sterna_base::clock::Clock;
 use sterna_base::scope::Scope;
 use sterna_base::units::Bytes;
 use sterna_model::cpu::{Accel, CpuReport};
+use sterna_model::ha::{GuardSeen, Peer};
 use sterna_model::host::{HostReport, LinkState, PoolSeen};
 use sterna_model::meta::Name;
 use sterna_model::volume::VolumeReport;
@@ -23,11 +26,13 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::gateway::FromAgent;
+use crate::guard::{self, ToGuard};
 use crate::hypervisor::Bench;
 use crate::mutation::Mutation;
 use crate::records::Shelf;
 use crate::site::POOL;
-use crate::world::{Connection, World};
+use crate::voice;
+use crate::world::{Connection, World, host_name};
 
 /// Makes parts ready after a while.
 struct Workshop {
@@ -83,6 +88,9 @@ struct Agent {
     fleet: Arc<Fleet<Bench, Workshop>>,
     board: Arc<Board>,
     link: watch::Sender<bool>,
+    /// For the guard's keeper.
+    assigned: watch::Sender<Option<Arc<Assignment>>>,
+    guard_seen: watch::Receiver<Option<GuardSeen>>,
     volumes: Vec<VolumeSeen>,
     /// The incarnation that asked to hold, on this connection.
     held: Option<Uuid>,
@@ -91,6 +99,12 @@ struct Agent {
 impl World {
     pub fn start_agent(&self, host: usize) {
         let scope = Scope::new();
+        if self.lock().nodes.get(host).is_some_and(|node| node.is_down) {
+            return;
+        }
+        if self.stands_still(host) {
+            return self.later(100, 100, move |world| world.start_agent(host));
+        }
         let (life, name) = {
             let mut state = self.lock();
             let forgets = state.config.mutation == Some(Mutation::NotesAreForgotten);
@@ -111,23 +125,73 @@ impl World {
         let (link, link_seen) = watch::channel(false);
         let board = Arc::new(Board::default());
         let world = || self.clone();
+        let found = self.found(host);
+        let mouth: Arc<dyn Reports> = Arc::new(Mouth { world: world(), host, life, to_line });
+        let (guard, assigned) = (watch::Sender::new(None), watch::Sender::new(None));
+        let (wards, keeper) = self.keeper((host, life), &found, &assigned, &mouth);
         let ports = Ports {
             hypervisor: Bench { world: world(), host, life },
             resources: Workshop { world: world(), host, life },
             records: Arc::new(Shelf { world: world(), host, life }),
             clock: Arc::new(world()),
-            reports: Arc::new(Mouth { world: world(), host, life, to_line }),
+            reports: mouth,
             board: Arc::clone(&board),
             link: link_seen,
             guests: Guests::default(),
-            wards: Arc::new(sterna_agent::guard::NoGuard),
+            wards,
         };
-        let fleet = Fleet::new(Arc::new(ports), scope.clone());
-        for (uid, vm) in self.found(host) {
+        let ports = Arc::new(ports);
+        // What was assigned last, until a server says more.
+        assigned.send_replace(ports.records.assignment().ok().flatten().map(Arc::new));
+        let fleet = Fleet::new(ports, scope.clone());
+        for (uid, vm) in found {
             fleet.adopt(vm, uid);
         }
-        let agent = Agent { world: world(), host, name, fleet, board, link, volumes: Vec::new(), held: None };
+        let guard_seen = guard.subscribe();
+        if let Some(keeper) = keeper {
+            let (world, guard_seen) = (world(), guard_seen.clone());
+            let row = move || Up::Host(Box::new(world.host_report(host, guard_seen.borrow().clone())));
+            scope.spawn(keeper.attach(guard, Arc::new(row)).run());
+        }
+        let volumes = Vec::new();
+        let agent = Agent {
+            world: world(),
+            host,
+            name,
+            fleet,
+            board,
+            link,
+            assigned,
+            guard_seen,
+            volumes,
+            held: None,
+        };
         scope.spawn(agent.keep_connected(reports));
+    }
+
+    /// What speaks to this host's guard, if it has one.
+    fn keeper(
+        &self,
+        (host, life): (usize, u64),
+        found: &[(Uuid, Name)],
+        assigned: &watch::Sender<Option<Arc<Assignment>>>,
+        mouth: &Arc<dyn Reports>,
+    ) -> (Arc<dyn Wards>, Option<Unattached>) {
+        if !self.has_guards() {
+            return (Arc::new(NoGuard), None);
+        }
+        let (name, id) = {
+            let state = self.lock();
+            (state.hosts[host].name.clone(), state.nodes[host].id)
+        };
+        let Peer { key, addresses, .. } = voice::peer(name.as_str(), id);
+        let identity = Identity { name, host: id.0, key, addresses, door: guard::door(self, host, life) };
+        let records = Shelf { world: self.clone(), host, life };
+        let is_here = |vm| found.iter().any(|(uid, _)| *uid == vm);
+        // It may have been killed as it started.
+        let Ok(wards) = listed(&records, is_here) else { return (Arc::new(NoGuard), None) };
+        let (handle, keeper) = Keeper::new(identity, wards, assigned.subscribe(), Arc::clone(mouth));
+        (Arc::new(handle), Some(keeper))
     }
 
     /// What run directories and processes say is here.
@@ -143,23 +207,34 @@ impl World {
 
     /// kill -9.
     pub fn kill_agent(&self, host: usize) {
-        let (scope, name, line) = {
-            let mut state = self.lock();
-            let at = &mut state.hosts[host];
-            if !at.agent_is_up {
-                return;
-            }
-            at.agent_is_up = false;
-            (at.scope.take(), at.name.clone(), at.connection.take())
-        };
+        if self.stands_still(host) || !self.lock().hosts[host].agent_is_up {
+            return;
+        }
+        let name = host_name(host);
         self.say(format!("{name}: agent is killed"));
-        if let Some(scope) = scope {
-            scope.token().cancel();
+        let agent = self.lock().hosts[host].life;
+        let line = self.end_agent(host);
+        if self.has_guards() {
+            self.later(0, 5, move |world| world.tell_guard(host, ToGuard::AgentEnded { agent }));
         }
         if let Some(line) = line {
             self.later(1, 20, move |world| world.server_sees_end(&name, line.id));
         }
         self.later(50, 1000, move |world| world.start_agent(host));
+    }
+
+    /// Its process ends in this instant. Returns the connection that it had.
+    pub fn end_agent(&self, host: usize) -> Option<Connection> {
+        let (scope, line) = {
+            let mut state = self.lock();
+            let at = &mut state.hosts[host];
+            at.agent_is_up = false;
+            (at.scope.take(), at.connection.take())
+        };
+        if let Some(scope) = scope {
+            scope.token().cancel();
+        }
+        line
     }
 
     /// The server notices that a connection is gone.
@@ -229,7 +304,8 @@ impl Agent {
     fn dial(&self) -> Option<(Connection, UnboundedSender<FromAgent>, UnboundedReceiver<Down>)> {
         let mut state = self.world.lock();
         let inbox = state.server.inbox.clone()?;
-        if state.hosts[self.host].line_is_cut || !state.server.is_up {
+        let stands = state.nodes.get(self.host).is_some_and(|node| node.is_frozen || node.is_down);
+        if state.hosts[self.host].line_is_cut || stands || !state.server.is_up {
             return None;
         }
         state.connections_made += 1;
@@ -290,6 +366,7 @@ impl Agent {
                 message = down.recv() => match message {
                     Some(Down::Assignment(assignment)) => {
                         self.fleet.apply(&assignment);
+                        self.assigned.send_replace(Some(Arc::new((*assignment).clone())));
                         let volumes = self.volumes_for(&assignment);
                         if let (false, None) = (volumes.is_empty(), &posting) {
                             posting = Some(post(volumes));
@@ -346,7 +423,8 @@ impl Agent {
 
     fn inventory(&self) -> (bool, Vec<Up>) {
         let (complete, vms) = self.board.inventory();
-        let report = self.host_report();
+        let guard = self.guard_seen.borrow().clone();
+        let report = self.world.host_report(self.host, guard);
         (
             complete,
             vec![
@@ -354,33 +432,6 @@ impl Agent {
                 Up::Inventory { complete, vms, volumes: Vec::new(), held: self.held },
             ],
         )
-    }
-
-    fn host_report(&self) -> HostReport {
-        let boot = self.world.lock().hosts[self.host].boot;
-        let pool = Name::new(POOL).expect("it is a name");
-        HostReport {
-            boot_id: format!("{}-{boot}", self.name),
-            sterna_version: "simulated".to_owned(),
-            qemu_version: "10.0.2".to_owned(),
-            accel: Accel::Tcg,
-            accel_why: "simulated".to_owned(),
-            cpus: 8,
-            memory: Bytes::gib(8),
-            cpu: CpuReport {
-                models: [("qemu64".to_owned(), Default::default())].into(),
-                machines: ["pc-q35-10.0".to_owned()].into(),
-            },
-            pools: [(pool, PoolSeen::Ready { capacity: Bytes::gib(100), port: None, used_percent: None })]
-                .into(),
-            tunnel: None,
-            mover: None,
-            lines: Default::default(),
-            guard: None,
-            link: LinkState::Silent,
-            since: self.world.now(),
-            told: None,
-        }
     }
 
     /// Volumes are made and removed at once: what takes time is the VMs.
@@ -399,10 +450,37 @@ impl Agent {
 }
 
 impl World {
+    fn host_report(&self, host: usize, guard: Option<GuardSeen>) -> HostReport {
+        let boot = self.lock().hosts[host].boot;
+        let pool = Name::new(POOL).expect("it is a name");
+        HostReport {
+            boot_id: format!("{}-{boot}", host_name(host)),
+            sterna_version: "simulated".to_owned(),
+            qemu_version: "10.0.2".to_owned(),
+            accel: Accel::Tcg,
+            accel_why: "simulated".to_owned(),
+            cpus: 8,
+            memory: Bytes::gib(8),
+            cpu: CpuReport {
+                models: [("qemu64".to_owned(), Default::default())].into(),
+                machines: ["pc-q35-10.0".to_owned()].into(),
+            },
+            pools: [(pool, PoolSeen::Ready { capacity: Bytes::gib(100), port: None, used_percent: None })]
+                .into(),
+            tunnel: None,
+            mover: None,
+            lines: Default::default(),
+            guard,
+            link: LinkState::Silent,
+            since: self.now(),
+            told: None,
+        }
+    }
+
     /// The way between an agent and the server, as long as it is whole.
     pub async fn travel(&self, host: usize) {
         self.pause(0, 3).await;
-        while self.lock().hosts[host].line_is_cut {
+        while self.lock().hosts[host].line_is_cut || self.stands_still(host) {
             self.sleep(20).await;
         }
     }

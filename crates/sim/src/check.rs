@@ -179,14 +179,15 @@ impl World {
             checker.silent.extend(silent.into_iter().map(|host| (host, now_ms)));
             noticed
         };
-        for what in noticed.wrong {
+        let shown = self.lock().look_at_losses();
+        for what in noticed.wrong.into_iter().chain(shown.wrong) {
             self.violate(what);
         }
         self.check_rows();
         for what in self.strangers() {
             self.violate(what);
         }
-        for moment in noticed.moments {
+        for moment in noticed.moments.into_iter().chain(shown.moments) {
             self.check_end(&moment);
             self.moment(&moment);
         }
@@ -319,6 +320,7 @@ impl World {
         state.look_at_lost(&mut open);
         state.look_at_leftovers(&mut open);
         state.checker.look_at_places(&mut open);
+        state.look_at_leases(&mut open);
         if state.checker.is_recovering() {
             open.push("the store is recovering".to_owned());
         }

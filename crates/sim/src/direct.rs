@@ -146,7 +146,7 @@ fn look(bench: &Bench, source: u64, to: SocketAddr, line: Option<&Line>) -> Resu
     let target = state.machines.listener(to).and_then(|id| state.machines.qemus.get(&id));
     let target = target.filter(|target| target.line.as_ref() == line);
     let target = target.ok_or(Broken::Failed("the other end closed the connection"))?;
-    Ok(state.hosts[bench.host].data_is_cut || state.hosts[target.host].data_is_cut)
+    Ok(state.is_cut_off(bench.host) || state.is_cut_off(target.host))
 }
 
 /// The transfer has failed while the agent was at it.

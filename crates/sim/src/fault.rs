@@ -6,6 +6,7 @@ use std::str::FromStr;
 use sterna_agent::hypervisor::Run;
 use sterna_store::memory::WatchFaults;
 
+use crate::datagram::Air;
 use crate::mutation::Mutation;
 use crate::qemu::End;
 use crate::random::Random;
@@ -67,6 +68,49 @@ pub enum Act {
     BackUp,
     /// The server dies and starts over the last copy of its store.
     Restore,
+    /// The machine has no power until it is given some.
+    PowerOff(usize),
+    PowerOn(usize),
+    /// All of the machine stands still for so many milliseconds; its clock and its watchdog go on.
+    Freeze {
+        host: usize,
+        ms: u64,
+    },
+    KillGuard(usize),
+    /// The guard beside the server.
+    KillWitness,
+    /// The server's machine has no power for so long.
+    LoseServer(u64),
+    /// What the host's machine sends to other guards and to fencers is lost.
+    CutOut(usize),
+    /// What others send to it is lost.
+    CutIn(usize),
+    /// All that goes in or out, with its line to the server and its guests' data.
+    CutNet(usize),
+    HealNet(usize),
+    /// One host's datagrams to another.
+    CutOne {
+        from: usize,
+        to: usize,
+    },
+    /// What hosts send to each other; the server's machine is reached.
+    CutSwitch,
+    /// The host's processes hang in the kernel: a kill ends none of them.
+    Stick(usize),
+    /// Its clock goes so many millionths too fast from now on.
+    Skew {
+        host: usize,
+        ppm: i64,
+    },
+    /// A controller's process stands still for so many milliseconds.
+    FreezeControl {
+        controller: usize,
+        ms: u64,
+    },
+    /// Of 1,000 datagrams, how many are lost.
+    Lossy(u64),
+    /// A person looked at the host.
+    ConfirmDead(usize),
 }
 
 /// A deed that waits for an instant.
@@ -189,7 +233,11 @@ impl World {
                     _ => &mut config.parts_wait,
                 } = *rate;
             }
-            order => self.order(order),
+            order => {
+                if !self.befall(order) {
+                    self.order(order);
+                }
+            }
         }
     }
 
@@ -233,6 +281,9 @@ impl World {
     }
 
     fn reboot(&self, host: usize) {
+        if self.has_guards() {
+            return self.reset_machine(host, "loses power");
+        }
         self.say(format!("{}: loses power", host_name(host)));
         self.kill_agent(host);
         self.on_machines(|machines| {
@@ -265,12 +316,28 @@ impl World {
             state.hosts.len()
         };
         for host in 0..hosts {
+            if self.has_guards() {
+                self.thaw(host, None);
+                self.act(&Act::PowerOn(host));
+                self.act(&Act::HealNet(host));
+            }
             self.act(&Act::HealLine(host));
             self.act(&Act::HealData(host));
             self.act(&Act::Undrain(host));
         }
         self.act(&Act::DropWatches(0));
+        if self.has_guards() {
+            self.on_machines(|machines| {
+                machines.qemus.values_mut().for_each(|qemu| qemu.is_stuck = false);
+            });
+            self.lock().air = Air::default();
+            self.bring_server_back();
+        }
     }
+}
+
+fn number<T: FromStr>(word: &str) -> Result<T, String> {
+    word.parse().map_err(|_| format!("{word} is no number"))
 }
 
 impl fmt::Display for Act {
@@ -309,6 +376,23 @@ impl fmt::Display for Act {
             Act::Cancel(vm) => write!(f, "cancel {vm}"),
             Act::Drain(host) => write!(f, "drain {}", host_name(*host)),
             Act::Undrain(host) => write!(f, "undrain {}", host_name(*host)),
+            Act::PowerOff(host) => write!(f, "power off {}", host_name(*host)),
+            Act::PowerOn(host) => write!(f, "power on {}", host_name(*host)),
+            Act::Freeze { host, ms } => write!(f, "freeze {} {ms}", host_name(*host)),
+            Act::KillGuard(host) => write!(f, "kill guard {}", host_name(*host)),
+            Act::KillWitness => f.write_str("kill witness"),
+            Act::LoseServer(ms) => write!(f, "lose server {ms}"),
+            Act::CutOut(host) => write!(f, "cut out {}", host_name(*host)),
+            Act::CutIn(host) => write!(f, "cut in {}", host_name(*host)),
+            Act::CutNet(host) => write!(f, "cut net {}", host_name(*host)),
+            Act::HealNet(host) => write!(f, "heal net {}", host_name(*host)),
+            Act::CutOne { from, to } => write!(f, "cut {} to {}", host_name(*from), host_name(*to)),
+            Act::CutSwitch => f.write_str("cut switch"),
+            Act::Stick(host) => write!(f, "stick {}", host_name(*host)),
+            Act::Skew { host, ppm } => write!(f, "skew {} {ppm}", host_name(*host)),
+            Act::FreezeControl { controller, ms } => write!(f, "freeze control {controller} {ms}"),
+            Act::Lossy(rate) => write!(f, "lossy {rate}"),
+            Act::ConfirmDead(host) => write!(f, "confirm {} dead", host_name(*host)),
         }
     }
 }
@@ -355,6 +439,23 @@ impl FromStr for Act {
             ["cancel", name] => Act::Cancel(vm(name)),
             ["drain", at] => Act::Drain(host(at)?),
             ["undrain", at] => Act::Undrain(host(at)?),
+            ["power", "off", at] => Act::PowerOff(host(at)?),
+            ["power", "on", at] => Act::PowerOn(host(at)?),
+            ["freeze", "control", n, ms] => Act::FreezeControl { controller: number(n)?, ms: number(ms)? },
+            ["freeze", at, ms] => Act::Freeze { host: host(at)?, ms: number(ms)? },
+            ["kill", "guard", at] => Act::KillGuard(host(at)?),
+            ["kill", "witness"] => Act::KillWitness,
+            ["lose", "server", ms] => Act::LoseServer(number(ms)?),
+            ["cut", "out", at] => Act::CutOut(host(at)?),
+            ["cut", "in", at] => Act::CutIn(host(at)?),
+            ["cut", "net", at] => Act::CutNet(host(at)?),
+            ["heal", "net", at] => Act::HealNet(host(at)?),
+            ["cut", "switch"] => Act::CutSwitch,
+            ["cut", from, "to", to] => Act::CutOne { from: host(from)?, to: host(to)? },
+            ["stick", at] => Act::Stick(host(at)?),
+            ["skew", at, ppm] => Act::Skew { host: host(at)?, ppm: number(ppm)? },
+            ["lossy", rate] => Act::Lossy(number(rate)?),
+            ["confirm", at, "dead"] => Act::ConfirmDead(host(at)?),
             ["lose", name] => Act::Lose(vm(name)),
             ["back", "up"] => Act::BackUp,
             ["restore"] => Act::Restore,

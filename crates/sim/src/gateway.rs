@@ -377,8 +377,9 @@ impl Gateway {
             if self.world.mutates(Mutation::ReleaseIsLost) {
                 now.vms.retain(|vm| vm.role != Role::Release);
             }
-            let is_new =
-                line.sent.as_ref().is_none_or(|sent| sent.vms != now.vms || sent.volumes != now.volumes);
+            let is_new = line.sent.as_ref().is_none_or(|sent| {
+                sent.vms != now.vms || sent.volumes != now.volumes || sent.guard != now.guard
+            });
             if is_new {
                 line.sent = Some(now.clone());
                 // A line that has just ended is told of by its own message.

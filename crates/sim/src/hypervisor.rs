@@ -51,6 +51,24 @@ impl Bench {
         self.lives().await;
     }
 
+    /// An agent that was given leave to start may be slow to do so.
+    async fn stall(&self) {
+        let ms = {
+            let mut state = self.world.lock();
+            let rate = if state.is_calm { 0 } else { state.config.starts_stall };
+            if rate > 0 && state.random.chance(rate) { state.random.below(20_000) } else { 0 }
+        };
+        if ms > 0 {
+            self.world.sleep(ms).await;
+        }
+    }
+
+    fn is_stuck(&self, uid: Uuid) -> bool {
+        let state = self.world.lock();
+        let id = state.machines.here(self.host, uid);
+        id.and_then(|id| state.machines.qemus.get(&id)).is_some_and(|qemu| qemu.is_stuck)
+    }
+
     fn here(&self) -> String {
         self.world.lock().hosts[self.host].name.to_string()
     }
@@ -99,6 +117,7 @@ impl Hypervisor for Bench {
     async fn spawn(&self, blueprint: Blueprint) -> Result<(Held, Happenings), SpawnFailed> {
         self.travel().await;
         self.world.pause(5, 60).await;
+        self.stall().await;
         self.lives().await;
         let fails = {
             let mut state = self.world.lock();
@@ -142,6 +161,9 @@ impl Hypervisor for Bench {
                 wants_cancel: false,
                 sent: 0,
                 is_frozen: false,
+                is_iced: false,
+                host_stands: false,
+                is_stuck: false,
                 is_hung: false,
                 is_mute: false,
                 way: None,
@@ -161,6 +183,10 @@ impl Hypervisor for Bench {
             return;
         }
         let here = self.here();
+        while self.is_stuck(uid) {
+            self.world.sleep(100).await;
+            self.lives().await;
+        }
         let ended = self.world.on_machines(|machines| {
             let id = machines.here(self.host, uid)?;
             machines.end(id, End::Killed);
@@ -184,12 +210,16 @@ impl Held {
     /// The way to a process that can answer.
     async fn reach(&self) -> Result<(), GuestError> {
         self.bench.travel().await;
-        if self.is_frozen() {
+        if self.is_stopped() {
             self.bench.world.sleep(ANSWERS_WITHIN_MS).await;
             self.bench.lives().await;
             return Err(GuestError::Unclear("it did not answer in time".to_owned()));
         }
         Ok(())
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.bench.world.lock().machines.qemus.get(&self.id).is_some_and(Qemu::is_stopped)
     }
 
     fn is_frozen(&self) -> bool {

@@ -14,20 +14,30 @@ pub mod campaign;
 pub mod carrier;
 /// What must hold, after every event and at the end.
 pub mod check;
+/// Datagrams between guards and fencers.
+pub mod datagram;
 /// Disks that go straight from one QEMU to the other.
 pub mod direct;
 /// What guests wrote.
 pub mod disk;
 /// What may be done to the world, and when.
 pub mod fault;
+/// Storms in which hosts are lost.
+pub mod gale;
 /// The server's side of the agents.
 pub mod gateway;
+/// A guard's process, and its line to the agent.
+pub mod guard;
 /// The agent's port to fake QEMUs.
 pub mod hypervisor;
 /// The lease protocol, in a world of its own.
 pub mod lease;
+/// What must hold of leases, proofs and takeovers.
+pub mod loss;
 /// Defects put in on purpose, to test the checker.
 pub mod mutation;
+/// Machines: power, clock, watchdog.
+pub mod node;
 /// What people ask for.
 pub mod operator;
 /// What must hold of volumes' places.
@@ -38,6 +48,8 @@ pub mod qemu;
 pub mod random;
 /// What an agent keeps.
 pub mod records;
+/// What is done to machines and their network.
+pub mod ruin;
 /// Runs: directed ones and storms.
 pub mod scenario;
 /// The server's process.
@@ -50,5 +62,7 @@ pub mod store;
 pub mod trace;
 /// How guest memory travels.
 pub mod transfer;
+/// How the fencer speaks to voters.
+pub mod voice;
 /// What everything stands on.
 pub mod world;

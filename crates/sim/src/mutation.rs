@@ -46,11 +46,29 @@ pub enum Mutation {
     OrdersWhileRecovering,
     /// Control goes on from what a restored store says.
     RecoversAtOnce,
+    /// Control takes a host that is being fenced for one that is fenced.
+    FencingCountsAsFenced,
+    /// A host joins anew under the epoch that it had.
+    HostEpochStays,
+    /// Control forgets when hosts fell silent: nothing tells a dead switch from dead hosts.
+    SilenceHasNoTime,
+    /// Control takes a VM over under the epoch that it had.
+    TakenUnderItsOldEpoch,
+    /// The watchdog never fires.
+    WatchdogIsDead,
+    /// A guard's killing is said to have worked and did not.
+    GuardKillsNothing,
+    /// The agent tells its guard of starts alone, not of what runs.
+    OnlyStartsAreListed,
+    /// A guard finds nothing of the one before it.
+    PageIsLost,
+    /// What a guard has frozen stays so.
+    NothingThaws,
 }
 
 impl Mutation {
     /// Each with the scenario that catches it.
-    pub const ALL: [(Mutation, &str); 20] = [
+    pub const ALL: [(Mutation, &str); 29] = [
         (Mutation::TrustsIncompleteInventory, "ha/agent-cannot-look"),
         (Mutation::SilenceMeansStopped, "ha/host-is-silent"),
         (Mutation::ReportsResurrect, "vm/agent-dies-when-its-vm-is-removed"),
@@ -71,5 +89,14 @@ impl Mutation {
         (Mutation::GoesOnBeforeMirrorsEnd, "direct/plain"),
         (Mutation::OrdersWhileRecovering, "store/restored-after-a-move"),
         (Mutation::RecoversAtOnce, "store/restored-after-a-start"),
+        (Mutation::FencingCountsAsFenced, "loss/qemu-does-not-die"),
+        (Mutation::HostEpochStays, "loss/host-loses-power"),
+        (Mutation::SilenceHasNoTime, "loss/too-many-at-once"),
+        (Mutation::TakenUnderItsOldEpoch, "loss/host-loses-power"),
+        (Mutation::WatchdogIsDead, "loss/host-stands-still-one-minute"),
+        (Mutation::GuardKillsNothing, "loss/host-is-not-heard"),
+        (Mutation::OnlyStartsAreListed, "loss/host-is-not-heard"),
+        (Mutation::PageIsLost, "loss/guard-dies"),
+        (Mutation::NothingThaws, "loss/heard-again-in-time"),
     ];
 }

@@ -4,6 +4,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sterna_base::clock::Clock;
 use sterna_base::units::{Bytes, Span};
+use sterna_model::ha::ConfirmedDead;
 use sterna_model::host::HostSpec;
 use sterna_model::key::{Key, Kind};
 use sterna_model::meta::{Labels, Meta, Name, Object};
@@ -97,6 +98,7 @@ impl World {
             Act::Migrate { vm, to } => self.ask_to_migrate(vm, *to, false),
             Act::Preseed { vm, to } => self.ask_to_migrate(vm, Some(*to), true),
             Act::Cancel(vm) => self.cancel(vm),
+            Act::ConfirmDead(host) => self.confirm_dead(*host),
             Act::Drain(host) => drain(*host, true),
             Act::Undrain(host) => drain(*host, false),
             _ => false,
@@ -106,8 +108,21 @@ impl World {
         }
     }
 
+    fn confirm_dead(&self, host: usize) -> bool {
+        let (now, name) = (self.now(), host_name(host));
+        let epoch = self.lock().checker.view.host(&name).map_or(0, |host| host.epoch());
+        let word = ConfirmedDead { epoch, by: "person".to_owned(), at: now };
+        self.modify(Kind::Host, name.as_str(), |object: &mut Object<HostSpec>| {
+            object.spec.confirmed_dead = Some(word);
+        })
+    }
+
     fn create(&self, vm: &str) -> bool {
         let boot = format!("{vm}-boot");
+        let (ha, isolation) = {
+            let state = self.lock();
+            (state.config.ha, state.config.isolation)
+        };
         let is_taken = {
             let state = self.lock();
             let view = &state.checker.view;
@@ -135,8 +150,8 @@ impl World {
             watchdog: false,
             checks: Vec::new(),
             priority: Default::default(),
-            ha: None,
-            isolation: Default::default(),
+            ha,
+            isolation,
         };
         let txn = self.put_new(Txn::new(), Kind::Volume, &boot, disk);
         self.submit(self.put_new(txn, Kind::Vm, vm, spec))

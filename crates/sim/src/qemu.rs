@@ -48,6 +48,12 @@ pub struct Qemu {
     pub sent: u64,
     /// Stopped by a signal: it does and answers nothing.
     pub is_frozen: bool,
+    /// Stopped by the host's guard: likewise.
+    pub is_iced: bool,
+    /// All of the host stands still.
+    pub host_stands: bool,
+    /// It hangs in the kernel: a kill does not end it.
+    pub is_stuck: bool,
     /// The guest does nothing, though its CPUs run.
     pub is_hung: bool,
     /// The guest's agent does not answer.
@@ -65,7 +71,13 @@ impl Qemu {
     /// Guest CPUs do something: not those of a stopped process.
     #[must_use]
     pub fn runs(&self) -> bool {
-        self.run == Run::Running && !self.is_frozen
+        self.run == Run::Running && !self.is_stopped()
+    }
+
+    /// It does and answers nothing, whoever stopped it.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        self.is_frozen || self.is_iced || self.host_stands
     }
 
     pub fn tell(&self, happened: Happened) {
@@ -113,6 +125,13 @@ impl Machines {
         self.ended.remove(&(qemu.host, qemu.uid));
         self.qemus.insert(self.made, qemu);
         self.made
+    }
+
+    /// All of a host stops, or goes on.
+    pub fn stand_still(&mut self, host: usize, is_so: bool) {
+        for qemu in self.qemus.values_mut().filter(|qemu| qemu.host == host) {
+            qemu.host_stands = is_so;
+        }
     }
 
     #[must_use]

@@ -1,6 +1,7 @@
 //! A run of the world: a script of deeds, and what must come of it.
 
 use serde::Deserialize;
+use sterna_model::ha::{Ha, Isolation, Profile};
 
 use crate::campaign::Injected;
 use crate::fault::{Act, Trigger};
@@ -40,8 +41,23 @@ pub struct Scenario {
     /// Everything is as asked for already when the faults end.
     #[serde(default)]
     pub settles_before_calm: bool,
+    /// Hosts have guards, and a witness is beside the server.
+    #[serde(default)]
+    pub guards: bool,
+    #[serde(default)]
+    pub profile: Profile,
+    #[serde(default = "one")]
+    pub controllers: usize,
+    /// Of every VM.
+    pub ha: Option<Ha>,
+    #[serde(default)]
+    pub isolation: Isolation,
     #[serde(default)]
     pub expect: Expect,
+}
+
+fn one() -> usize {
+    1
 }
 
 fn two() -> usize {
@@ -72,8 +88,23 @@ impl Scenario {
             far: layout.is_far,
             local: layout.is_local,
             settles_before_calm: false,
+            guards: false,
+            profile: Profile::default(),
+            controllers: one(),
+            ha: None,
+            isolation: Isolation::default(),
             expect: Expect { migration: Some("succeeded|failed".to_owned()), ..Expect::default() },
         }
+    }
+}
+
+impl Scenario {
+    /// The same where hosts have guards, with enough time for a takeover.
+    #[must_use]
+    pub fn lost(moment: &str, deed: &str) -> Self {
+        let calm_after_ms = 40_000;
+        let disturbed = Self::disturbed(Layout::default(), moment, deed);
+        Self { hosts: 3, guards: true, calm_after_ms, ..disturbed }
     }
 }
 
@@ -110,6 +141,16 @@ pub struct Expect {
     pub resets: Option<u32>,
     /// Whether its host leaves it alone for that.
     pub quarantined: Option<bool>,
+    /// How many VMs were taken over, all in all, and how many hosts were fenced.
+    pub takeovers: Option<u32>,
+    pub fences: Option<u32>,
+    /// How many living VMs guards ended, and hosts watchdogs reset.
+    pub kills: Option<u32>,
+    pub watchdogs: Option<u32>,
+    /// The longest that it did not run at a stretch, in milliseconds.
+    pub gap_ms_max: Option<u64>,
+    /// And the least: it had to wait for something.
+    pub gap_ms_min: Option<u64>,
 }
 
 /// What came of a run.
@@ -136,6 +177,10 @@ pub fn run(scenario: &Scenario, mut config: Config) -> Outcome {
     config.takes_disks_early |= scenario.takes_disks_early;
     config.layout.is_far |= scenario.far;
     config.layout.is_local |= scenario.local;
+    config.guards |= scenario.guards;
+    config.profile = scenario.profile;
+    config.controllers = scenario.controllers;
+    (config.ha, config.isolation) = (scenario.ha, scenario.isolation);
     in_virtual_time(|| async move {
         let world = World::new(config);
         let began = begin(&world, &scenario.vms).await;
@@ -273,6 +318,10 @@ pub(crate) async fn begin(world: &World, vms: &[String]) -> Result<(), String> {
     let hosts = world.lock().hosts.len();
     world.found_sites(hosts);
     world.start_server();
+    let nodes = world.lock().nodes.len();
+    for node in 0..nodes {
+        world.start_guard(node);
+    }
     for host in 0..hosts {
         world.start_agent(host);
     }
@@ -280,7 +329,9 @@ pub(crate) async fn begin(world: &World, vms: &[String]) -> Result<(), String> {
     for vm in vms {
         world.act(&Act::Create(vm.clone()));
     }
-    let settled = settle(world, 30_000).await.map(|_| ());
+    // A guard that has just been installed is silent as a voter for half a minute.
+    let patience = if world.has_guards() { 90_000 } else { 30_000 };
+    let settled = settle(world, patience).await.map(|_| ());
     settled.map_err(|open| format!("never got going: {}", open.join("; ")))
 }
 
@@ -346,7 +397,7 @@ pub(crate) async fn end(world: &World, began: Result<(), String>) -> Outcome {
 }
 
 fn expectations(world: &World, scenario: &Scenario) -> Vec<String> {
-    let mut wrong = Vec::new();
+    let mut wrong = expected_losses(world, scenario);
     let Some(vm) = scenario.vms.first() else { return wrong };
     if let Some(allowed) = &scenario.expect.migration {
         let word = world.last_phase(vm).map_or("none", |phase| phase.word());
@@ -381,6 +432,31 @@ fn expectations(world: &World, scenario: &Scenario) -> Vec<String> {
         if counted != boots {
             wrong.push(format!("{vm} booted {counted} times, expected {boots}"));
         }
+    }
+    wrong
+}
+
+fn expected_losses(world: &World, scenario: &Scenario) -> Vec<String> {
+    let state = world.lock();
+    let (losses, expect) = (&state.losses, &scenario.expect);
+    let kills = u32::try_from(losses.kills.len()).unwrap_or(u32::MAX);
+    let counted = [
+        ("VMs taken over", expect.takeovers, losses.takeovers),
+        ("hosts fenced", expect.fences, losses.fences),
+        ("VMs ended by guards", expect.kills, kills),
+        ("hosts reset by watchdogs", expect.watchdogs, state.watchdog_resets),
+    ];
+    let counts = counted.into_iter().filter_map(|(what, expected, counted)| {
+        let expected = expected.filter(|expected| *expected != counted)?;
+        Some(format!("{what}: {counted}, expected {expected}"))
+    });
+    let mut wrong: Vec<_> = counts.collect();
+    let vm = scenario.vms.first();
+    let found = state.checker.view.vms().find(|found| Some(found.name.as_str()) == vm.map(String::as_str));
+    let gap = found.and_then(|found| losses.gaps.get(&found.meta.uid)).copied().unwrap_or(0) / 1_000_000;
+    if expect.gap_ms_max.is_some_and(|most| gap > most) || expect.gap_ms_min.is_some_and(|least| gap < least)
+    {
+        wrong.push(format!("it did not run for {gap} ms"));
     }
     wrong
 }

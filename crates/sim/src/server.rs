@@ -11,13 +11,33 @@ use sterna_model::store::{MAIN, Restored, StoreSpec};
 use sterna_model::vm::VmSpec;
 use sterna_store::{Store, Txn};
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use crate::gateway;
 use crate::mutation::Mutation;
 use crate::operator::name;
 use crate::store::Reached;
 use crate::store::at_once;
-use crate::world::World;
+use crate::world::{Connection, World};
+
+/// One controller's process, for a life of the server.
+async fn lead(world: World, (life, controller): (u64, usize), ends: CancellationToken) {
+    let store: Arc<dyn Store> = Arc::new(Reached { world: world.clone(), life, is_control: true });
+    let teller = world.clone();
+    let sink: sterna_control::Sink = Arc::new(move |event| {
+        if teller.is_server_alive(life) {
+            teller.say(format!("{} {}: {}: {}", event.kind, event.name, event.what, event.why));
+        }
+    });
+    let clock = Arc::new(world.clone());
+    let name = if controller == 0 { "server".to_owned() } else { format!("server-{controller}") };
+    let fencer = world.fencer(controller);
+    let candidate = sterna_control::Candidate { name, fencer };
+    let control = sterna_control::run(store, clock, candidate, sink, ends);
+    if let Err(error) = world.run_controller(controller, control).await {
+        world.violate(format!("control gave up: {error}"));
+    }
+}
 
 impl World {
     pub fn start_server(&self) {
@@ -25,7 +45,7 @@ impl World {
         let scope = Scope::new();
         let life = {
             let mut state = self.lock();
-            if state.server.is_up {
+            if state.server.is_up || state.nodes.last().is_some_and(|node| node.is_down) {
                 return;
             }
             state.server.life += 1;
@@ -36,45 +56,71 @@ impl World {
         };
         self.say("server starts");
         scope.spawn(gateway::run(self.clone(), life, inbox));
-        let store: Arc<dyn Store> = Arc::new(Reached { world: self.clone(), life, is_control: true });
-        let (world, token) = (self.clone(), scope.token());
-        scope.spawn(async move {
-            let teller = world.clone();
-            let sink: sterna_control::Sink = Arc::new(move |event| {
-                if teller.is_server_alive(life) {
-                    teller.say(format!("{} {}: {}: {}", event.kind, event.name, event.what, event.why));
-                }
-            });
-            let clock = Arc::new(world.clone());
-            let candidate = sterna_control::Candidate { name: "server".to_owned(), fencer: None };
-            let ended = sterna_control::run(store, clock, candidate, sink, token).await;
-            if let Err(error) = ended {
-                world.violate(format!("control gave up: {error}"));
-            }
-        });
+        let controllers = self.lock().config.controllers;
+        for controller in 0..controllers {
+            scope.spawn(lead(self.clone(), (life, controller), scope.token()));
+        }
     }
 
     /// kill -9.
     pub fn kill_server(&self) {
+        let Some(lines) = self.end_server() else { return };
+        self.say("server is killed");
+        for line in lines {
+            // The kernel of a dead process closes its connections.
+            self.later(1, 20, move |_| line.agent_sees_end.cancel());
+        }
+        self.later(50, 1000, World::start_server);
+    }
+
+    /// The machine of the server, with the guard beside it, has no power for so long.
+    pub fn lose_server(&self, ms: u64) {
+        let node = self.server_node();
+        if self.lock().nodes.get(node).is_none_or(|node| node.is_down) {
+            return;
+        }
+        self.say("server: loses power");
+        let lines = self.end_server().unwrap_or_default();
+        for line in lines {
+            self.later(100, 6000, move |_| line.agent_sees_end.cancel());
+        }
+        self.end_guard(node);
+        {
+            let mut state = self.lock();
+            let at = &mut state.nodes[node];
+            at.is_down = true;
+            at.boot += 1;
+            (at.page, at.settings, at.lease) = (None, None, None);
+        }
+        self.later(ms, ms, World::bring_server_back);
+    }
+
+    pub fn bring_server_back(&self) {
+        let node = self.server_node();
+        if !self.lock().nodes.get(node).is_some_and(|node| node.is_down) {
+            return;
+        }
+        self.lock().nodes[node].is_down = false;
+        self.start_guard(node);
+        self.start_server();
+    }
+
+    /// The connections that it had; none when it was not there.
+    fn end_server(&self) -> Option<Vec<Connection>> {
         let (scope, lines) = {
             let mut state = self.lock();
             if !state.server.is_up {
-                return;
+                return None;
             }
             state.server.is_up = false;
             state.server.inbox = None;
             let lines: Vec<_> = state.hosts.iter().filter_map(|host| host.connection.clone()).collect();
             (state.server.scope.take(), lines)
         };
-        self.say("server is killed");
         if let Some(scope) = scope {
             scope.token().cancel();
         }
-        for line in lines {
-            // The kernel of a dead process closes its connections.
-            self.later(1, 20, move |_| line.agent_sees_end.cancel());
-        }
-        self.later(50, 1000, World::start_server);
+        Some(lines)
     }
 
     /// The server dies, and starts again over a store that was restored from a copy older than this VM.

@@ -2,8 +2,10 @@
 
 use std::net::IpAddr;
 
+use sterna_guard::core::id::HostId;
 use sterna_model::cluster::ClusterSpec;
 use sterna_model::datacentre::DatacentreSpec;
+use sterna_model::ha::{HaSettings, Profile};
 use sterna_model::host::{Addresses, HostSpec};
 use sterna_model::key::Kind;
 use sterna_model::pool::{PoolKind, PoolSpec};
@@ -44,10 +46,13 @@ impl Layout {
 impl World {
     /// Sites, their hosts and a pool that all of them have.
     pub fn found_sites(&self, hosts: usize) {
-        let layout = self.lock().config.layout;
+        let (layout, profile) = {
+            let state = self.lock();
+            (state.config.layout, state.config.profile)
+        };
         let mut txn = Txn::new();
         for site in layout.sites() {
-            txn = self.put_new(txn, Kind::Datacentre, site, DatacentreSpec::default());
+            txn = self.put_new(txn, Kind::Datacentre, site, datacentre(profile));
             let cluster = ClusterSpec { datacentre: name(site), cpu_model: None, reserve: None };
             txn = self.put_new(txn, Kind::Cluster, site, cluster);
         }
@@ -67,7 +72,17 @@ impl World {
             txn = self.put_new(txn, Kind::Host, host_name(host).as_str(), spec);
         }
         self.submit(txn);
+        let mut state = self.lock();
+        let state = &mut *state;
+        for (host, node) in state.hosts.iter().zip(&mut state.nodes) {
+            let found = state.checker.view.host(&host.name).expect("it was submitted");
+            node.id = HostId(found.meta.uid);
+        }
     }
+}
+
+fn datacentre(profile: Profile) -> DatacentreSpec {
+    DatacentreSpec { ha: HaSettings { profile }, ..DatacentreSpec::default() }
 }
 
 /// The address of a host.

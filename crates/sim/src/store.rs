@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use serde_json::json;
 use sterna_store::{BoxFuture, Entry, Error, Lease, Memory, Revision, Snapshot, Store, Txn, Watch, Write};
 
 use crate::mutation::Mutation;
@@ -28,15 +29,19 @@ impl Reached {
     }
 
     fn mutated(&self, mut txn: Txn) -> Txn {
-        let defect: Option<Defect> = match self.world.lock().config.mutation {
-            Some(Mutation::EpochStays) => Some(with_old_epoch),
-            Some(Mutation::ReturnsUnderItsOldEpoch) => Some(with_epoch_of_before),
+        let defect: Option<(&str, Defect)> = match self.world.lock().config.mutation {
+            Some(Mutation::EpochStays) => Some(("vm/", with_old_epoch)),
+            Some(Mutation::ReturnsUnderItsOldEpoch) => Some(("vm/", with_epoch_of_before)),
+            Some(Mutation::TakenUnderItsOldEpoch) => Some(("vm/", taken_under_old_epoch)),
+            Some(Mutation::FencingCountsAsFenced) => Some(("host/", fenced_at_once)),
+            Some(Mutation::HostEpochStays) => Some(("host/", joined_under_old_epoch)),
+            Some(Mutation::SilenceHasNoTime) => Some(("host/", without_time_of_silence)),
             _ => None,
         };
-        if let (true, Some(defect)) = (self.is_control, defect) {
+        if let (true, Some((kind, defect))) = (self.is_control, defect) {
             for write in &mut txn.writes {
                 if let Write::Put { key, value } = write
-                    && key.starts_with("vm/")
+                    && key.starts_with(kind)
                     && key.ends_with("/decision")
                     && let Some(older) = defect(value)
                 {
@@ -67,6 +72,41 @@ fn with_epoch_of_before(value: &[u8]) -> Option<Vec<u8>> {
     let mut decision: serde_json::Value = serde_json::from_slice(value).ok()?;
     let opened = decision.get("opened")?.as_u64()?;
     decision["owner"]["epoch"] = opened.into();
+    serde_json::to_vec(&decision).ok()
+}
+
+/// A takeover under the epoch that the lost copy has.
+fn taken_under_old_epoch(value: &[u8]) -> Option<Vec<u8>> {
+    let mut decision: serde_json::Value = serde_json::from_slice(value).ok()?;
+    let from = decision.get("takeover")?["from_epoch"].clone();
+    decision["owner"]["epoch"] = from;
+    serde_json::to_vec(&decision).ok()
+}
+
+/// A host that nobody has proven lost.
+fn fenced_at_once(value: &[u8]) -> Option<Vec<u8>> {
+    let mut decision: serde_json::Value = serde_json::from_slice(value).ok()?;
+    if decision["state"] != "fencing" {
+        return None;
+    }
+    let (epoch, at) = (decision["epoch"].clone(), decision["since"].clone());
+    let proof = json!({ "kind": "f3", "configuration": 1, "acks": [], "decided_at": 0 });
+    decision["state"] = "fenced".into();
+    decision["fenced"] = json!({ "epoch": epoch, "proof": proof, "at": at });
+    serde_json::to_vec(&decision).ok()
+}
+
+/// A second joining that raises nothing.
+fn joined_under_old_epoch(value: &[u8]) -> Option<Vec<u8>> {
+    let mut decision: serde_json::Value = serde_json::from_slice(value).ok()?;
+    let epoch = decision["epoch"].as_u64().filter(|epoch| *epoch > 1)?;
+    decision["epoch"] = (epoch - 1).into();
+    serde_json::to_vec(&decision).ok()
+}
+
+fn without_time_of_silence(value: &[u8]) -> Option<Vec<u8>> {
+    let mut decision: serde_json::Value = serde_json::from_slice(value).ok()?;
+    decision.as_object_mut()?.remove("silent_since")?;
     serde_json::to_vec(&decision).ok()
 }
 

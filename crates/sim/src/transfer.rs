@@ -95,7 +95,9 @@ impl Moving {
 
     fn is_cut(&self) -> bool {
         let state = self.world.lock();
-        state.hosts[self.source_host].data_is_cut || state.hosts[self.target_host].data_is_cut
+        let stops = |id: u64| state.machines.qemus.get(&id).is_some_and(|qemu| qemu.is_iced);
+        let ends = state.is_cut_off(self.source_host) || state.is_cut_off(self.target_host);
+        ends || stops(self.source) || stops(self.target)
     }
 
     /// Waits, and longer while the line between the hosts is cut: TCP keeps what it has.

@@ -12,6 +12,8 @@ use std::time::Duration;
 use sterna_agent::vm::record::{Notes, Seen};
 use sterna_base::clock::{Clock, Timestamp};
 use sterna_base::scope::Scope;
+use sterna_guard::core::mutation::Mutations;
+use sterna_model::ha::{Ha, Isolation, Profile};
 use sterna_model::meta::Name;
 use sterna_store::{Memory, Snapshot};
 use sterna_wire::assignment::Assignment;
@@ -22,9 +24,12 @@ use uuid::Uuid;
 
 use crate::campaign::Injected;
 use crate::check::Checker;
+use crate::datagram::{Air, Ear};
 use crate::fault::{Act, Trigger};
 use crate::gateway::FromAgent;
+use crate::loss::Losses;
 use crate::mutation::Mutation;
+use crate::node::{Node, nodes};
 use crate::qemu::Machines;
 use crate::random::Random;
 use crate::site::Layout;
@@ -42,6 +47,8 @@ pub struct Config {
     pub slowness: u64,
     /// Of 1,000 starts of a process, how many fail.
     pub start_fails: u64,
+    /// Of 1,000 starts, how many come late by up to 20 seconds.
+    pub starts_stall: u64,
     /// Of 1,000 questions for the parts of a copy, how many are answered with "not yet".
     pub parts_wait: u64,
     /// Of 1,000 looks at a process, how many get no answer.
@@ -54,6 +61,16 @@ pub struct Config {
     pub loads_fail: u64,
     pub layout: Layout,
     pub mutation: Option<Mutation>,
+    /// Hosts have guards, and are taken over when they are lost.
+    pub guards: bool,
+    /// A defect of all guards' cores.
+    pub guard_defect: Mutations,
+    /// Processes that lead, or wait for it.
+    pub controllers: usize,
+    pub profile: Profile,
+    /// Of every VM.
+    pub ha: Option<Ha>,
+    pub isolation: Isolation,
 }
 
 impl Config {
@@ -65,6 +82,7 @@ impl Config {
             hosts,
             slowness: 10,
             start_fails: 0,
+            starts_stall: 0,
             looks_fail: 0,
             parts_wait: 0,
             kills_at_moments: 0,
@@ -72,6 +90,12 @@ impl Config {
             loads_fail: 0,
             layout: Layout::default(),
             mutation: None,
+            guards: false,
+            guard_defect: Mutations::default(),
+            controllers: 1,
+            profile: Profile::default(),
+            ha: None,
+            isolation: Isolation::default(),
         }
     }
 }
@@ -136,6 +160,14 @@ pub struct State {
     pub lost: BTreeSet<Uuid>,
     /// The last copy of the store.
     pub backup: Option<Snapshot>,
+    /// What guards stand on: each host, and the server's machine last; none where there are no guards.
+    pub nodes: Vec<Node>,
+    pub air: Air,
+    pub ears: Vec<Ear>,
+    /// Milliseconds of the world until which each controller stands still.
+    pub controllers_stand: Vec<u64>,
+    pub watchdog_resets: u32,
+    pub losses: Losses,
 }
 
 pub struct Inner {
@@ -192,6 +224,12 @@ impl World {
             injected: Injected::new(),
             lost: BTreeSet::new(),
             backup: None,
+            nodes: nodes(&config),
+            air: Air::default(),
+            ears: Vec::new(),
+            controllers_stand: vec![0; config.controllers],
+            watchdog_resets: 0,
+            losses: Losses::default(),
             config,
         };
         let store = Memory::new(Arc::new(move || started.elapsed()));
@@ -207,6 +245,18 @@ impl World {
     #[must_use]
     pub fn now_ms(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    #[must_use]
+    pub fn now_ns(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// A year is for ever.
+    pub async fn sleep_until_ns(&self, at: u64) {
+        const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
+        let left = Duration::from_nanos(at.saturating_sub(self.now_ns()));
+        tokio::time::sleep(left.min(YEAR)).await;
     }
 
     pub async fn sleep(&self, ms: u64) {
@@ -256,11 +306,14 @@ impl World {
 
     /// Changes the processes and looks at what that did to the guests.
     pub fn on_machines<T>(&self, change: impl FnOnce(&mut Machines) -> T) -> T {
+        let now = self.now_ns();
         let (result, wrong) = {
             let mut state = self.lock();
             let result = change(&mut state.machines);
             let mut wrong = state.machines.breathe();
             wrong.extend(state.running_strangers());
+            wrong.extend(state.running_without_lease(now));
+            state.note_gaps(now);
             (result, wrong)
         };
         for what in wrong {
@@ -280,8 +333,9 @@ impl World {
         self.lock().config.mutation == Some(mutation)
     }
 
-    /// Never returns once the agent's life is over.
+    /// Never returns once the agent's life is over, nor while its machine stands still.
     pub async fn agent_lives(&self, host: usize, life: u64) {
+        self.goes_on(host).await;
         if !self.is_agent_alive(host, life) {
             std::future::pending::<()>().await;
         }
@@ -317,11 +371,22 @@ impl State {
         let rate = self.config.kills_at_moments;
         if self.is_stormy && self.random.chance(rate) {
             let hosts = self.hosts.len() as u64;
+            if self.config.guards {
+                now.push(Act::draw_loss(&mut self.random, hosts));
+                return (now, later);
+            }
             let is_carried = self.config.layout != Layout::default();
             let draw = if is_carried { Act::draw_on_the_way } else { Act::draw_kill };
             now.push(draw(&mut self.random, hosts));
         }
         (now, later)
+    }
+
+    /// Memory of guests does not travel from or to this host.
+    #[must_use]
+    pub fn is_cut_off(&self, host: usize) -> bool {
+        let stands = self.nodes.get(host).is_some_and(|node| node.is_frozen || node.is_down);
+        stands || self.hosts[host].data_is_cut
     }
 
     #[must_use]

@@ -2,7 +2,6 @@
 //! and tells the server what it says.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +21,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use uuid::Uuid;
 
-use super::line::{Answer, Broken, Health, Line, Report};
+use super::line::{Answer, Broken, Door, Health, Line, Report};
 use super::{Refused, Ward, Wards};
 use crate::vm::Reports;
 
@@ -37,7 +36,7 @@ pub struct Identity {
     pub host: Uuid,
     pub key: GuardKey,
     pub addresses: Vec<std::net::SocketAddr>,
-    pub socket: PathBuf,
+    pub door: Arc<dyn Door>,
 }
 
 /// The tasks' end.
@@ -155,7 +154,7 @@ impl Keeper {
     /// Never ends.
     pub async fn run(mut self) {
         loop {
-            let ended = match Line::connect(&self.identity.socket).await {
+            let ended = match Line::connect(&*self.identity.door).await {
                 Ok(line) => {
                     let Err(ended) = self.serve(line).await;
                     ended
@@ -171,6 +170,7 @@ impl Keeper {
             tokio::pin!(pause);
             loop {
                 tokio::select! {
+                    biased; // A simulation runs the same each time.
                     () = &mut pause => break,
                     Some(call) = self.calls.recv() => self.on_call_without_guard(call),
                 }
@@ -392,7 +392,7 @@ impl Keeper {
     fn seen(&self) -> GuardSeen {
         let health = self.health.as_ref();
         let trouble = match health {
-            None => Some(format!("no guard answers at {}", self.identity.socket.display())),
+            None => Some(format!("no guard answers at {}", self.identity.door.place())),
             Some(health) => health.watchdog_error.clone(),
         };
         GuardSeen {

@@ -1,21 +1,49 @@
 //! One connection with the guard: a request a line, its answer, and reports that come unasked.
 
 use std::collections::VecDeque;
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::Duration;
 
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use serde::Deserialize;
 use sterna_guard::core::event::State;
 use sterna_guard::core::id::Epoch;
 use sterna_guard::core::time::BootInstant;
 use sterna_guard::shell::request::Request;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader, Lines};
 use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use uuid::Uuid;
 
 /// A guard answers within one turn of its loop; one that does not is asked anew, on another connection.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+
+/// What comes from a guard, and what goes to it.
+pub type Ends = (Box<dyn AsyncRead + Send + Unpin>, Box<dyn AsyncWrite + Send + Unpin>);
+
+/// Where a guard is spoken to: its socket, or what a simulation has for it.
+pub trait Door: Send + Sync + 'static {
+    fn open(&self) -> BoxFuture<'_, std::io::Result<Ends>>;
+    /// For people.
+    fn place(&self) -> String;
+}
+
+/// The production door.
+pub struct Socket(pub PathBuf);
+
+impl Door for Socket {
+    fn open(&self) -> BoxFuture<'_, std::io::Result<Ends>> {
+        async {
+            let (input, out) = UnixStream::connect(&self.0).await?.into_split();
+            Ok((Box::new(input) as _, Box::new(out) as _))
+        }
+        .boxed()
+    }
+
+    fn place(&self) -> String {
+        self.0.display().to_string()
+    }
+}
 
 #[derive(Debug, thiserror::Error)]
 pub enum Broken {
@@ -96,15 +124,15 @@ pub enum Report {
 }
 
 pub struct Line {
-    lines: Lines<BufReader<OwnedReadHalf>>,
-    out: OwnedWriteHalf,
+    lines: Lines<BufReader<Box<dyn AsyncRead + Send + Unpin>>>,
+    out: Box<dyn AsyncWrite + Send + Unpin>,
     /// Came while an answer was waited for.
     waiting: VecDeque<Report>,
 }
 
 impl Line {
-    pub async fn connect(socket: &Path) -> Result<Self, Broken> {
-        let (input, out) = UnixStream::connect(socket).await?.into_split();
+    pub async fn connect(door: &dyn Door) -> Result<Self, Broken> {
+        let (input, out) = door.open().await?;
         Ok(Self { lines: BufReader::new(input).lines(), out, waiting: VecDeque::new() })
     }
 

@@ -9,11 +9,11 @@ use sterna_guard::core::profile::Profile;
 use sterna_guard::shell::request::{PeerSettings, ProfileName, Request, Settings};
 use sterna_model::ha::VoterDecision;
 use sterna_model::meta::Name;
-use sterna_plan::ha::voters::Server;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
+use uuid::Uuid;
 
 use super::Witness;
 
@@ -24,7 +24,6 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 
 /// Ends its task when it is dropped.
 pub struct Teller {
-    witness: Witness,
     settings: watch::Sender<Option<Settings>>,
     task: AbortHandle,
 }
@@ -38,29 +37,11 @@ impl Drop for Teller {
 impl Teller {
     pub fn start(witness: Witness) -> Self {
         let (settings, wanted) = watch::channel(None);
-        let task = tokio::spawn(keep_told(witness.clone(), wanted)).abort_handle();
-        Self { witness, settings, task }
+        let task = tokio::spawn(keep_told(witness, wanted)).abort_handle();
+        Self { settings, task }
     }
 
-    pub fn tell(&self, decisions: &BTreeMap<&Name, &VoterDecision>, server: &Server, revision: u64) {
-        let peers = decisions.values().flat_map(|decision| &decision.peers);
-        let peers = peers.filter_map(|(id, peer)| {
-            let key = peer.key.as_str().parse().ok()?;
-            Some((HostId(*id), PeerSettings { key, addresses: peer.addresses.clone() }))
-        });
-        let fencers = decisions.values().flat_map(|decision| &decision.fencers);
-        let fencers = fencers.chain([&server.fencer.0]).copied().map(HostId).collect();
-        // A successor of it has to be silent for as long as any promise lasts.
-        let profiles = decisions.values().map(|decision| decision.profile);
-        let longest = profiles.max_by_key(|it| Profile::named(it.as_str()).map(|known| known.promise()));
-        let settings = Settings {
-            // Grows with the store: a guard takes nothing older than what it has.
-            version: revision.max(1),
-            voters: [HostId(self.witness.id)].into_iter().collect(),
-            fencers,
-            profile: ProfileName::Named(longest.unwrap_or_default().as_str().to_owned()),
-            peers: peers.collect(),
-        };
+    pub fn tell(&self, settings: Settings) {
         self.settings.send_if_modified(|known| {
             let is_news = known
                 .as_ref()
@@ -70,6 +51,33 @@ impl Teller {
             }
             is_news
         });
+    }
+}
+
+/// What the guard beside the server is to know: all datacentres' peers, and itself for a voter.
+pub fn settings(
+    witness: Uuid,
+    decisions: &BTreeMap<&Name, &VoterDecision>,
+    fencer: Uuid,
+    revision: u64,
+) -> Settings {
+    let peers = decisions.values().flat_map(|decision| &decision.peers);
+    let peers = peers.filter_map(|(id, peer)| {
+        let key = peer.key.as_str().parse().ok()?;
+        Some((HostId(*id), PeerSettings { key, addresses: peer.addresses.clone() }))
+    });
+    let fencers = decisions.values().flat_map(|decision| &decision.fencers);
+    let fencers = fencers.chain([&fencer]).copied().map(HostId).collect();
+    // A successor of it has to be silent for as long as any promise lasts.
+    let profiles = decisions.values().map(|decision| decision.profile);
+    let longest = profiles.max_by_key(|it| Profile::named(it.as_str()).map(|known| known.promise()));
+    Settings {
+        // Grows with the store: a guard takes nothing older than what it has.
+        version: revision.max(1),
+        voters: [HostId(witness)].into_iter().collect(),
+        fencers,
+        profile: ProfileName::Named(longest.unwrap_or_default().as_str().to_owned()),
+        peers: peers.collect(),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Whether a host has gone silent, as its voters see it. A suspicion is no proof: it only says when to begin to fence.
 //!
 //! A voter's answer says how old the last renewal was when it answered. A host is suspected when two voters, asked a moment
-//! ago, have both heard nothing for one and a half renewals, and no voter has heard anything since.
+//! ago, have both heard nothing for one and a half renewals, and no voter, asked a moment ago, has.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -78,6 +78,14 @@ impl Suspicion {
         let heard = self.answers.values().filter(has_heard);
         if let Some(epoch) = heard.map(|answer| answer.epoch).max() {
             return View::Alive { epoch };
+        }
+        // A host renews as often as voters are asked: the last renewal that one of them hears in time may be older than that
+        // by the time it is asked again.
+        let has_just_heard = |answer: &Answer| {
+            answer.epoch > Epoch::default() && answer.age < patience && now < answer.asked_at + patience
+        };
+        if self.answers.values().any(has_just_heard) {
+            return View::Unknown;
         }
         let vantage_points = self.answers.values().filter(is_vantage_point).count();
         if vantage_points < VANTAGE_POINTS { View::Unknown } else { View::Silent { vantage_points } }

@@ -15,8 +15,6 @@ use crate::action::Action;
 use crate::ha::lease::voters_of;
 use crate::view::{Host, View};
 
-/// Suspected for so long until it is fenced: a renewal may be on its way.
-pub const SUSPECT_FOR: Duration = Duration::from_secs(1);
 /// Hosts that fall silent within this of each other do so together.
 const TOGETHER: Duration = Duration::from_secs(60);
 /// Lost so often within an hour, it is not trusted for two.
@@ -81,7 +79,7 @@ fn step(view: &View, host: &Host<'_>, sight: &Sight, now: Timestamp) -> Option<A
             Some(change(view, host, &after, ("heard", "a voter hears it again".to_owned()), now))
         }
         (HaState::Suspect, Heard::Silent { for_so_long, .. }) => {
-            let is_due = for_so_long >= SUSPECT_FOR && brake(view, host).is_none();
+            let is_due = for_so_long >= suspected_for(lease) && brake(view, host).is_none();
             let after = HostDecision { state: HaState::Fencing, since: now, ..before.clone() };
             let why = format!("no voter has heard it; epoch {} is never renewed again", before.epoch);
             is_due.then(|| change(view, host, &after, ("fencing", why), now))
@@ -89,6 +87,19 @@ fn step(view: &View, host: &Host<'_>, sight: &Sight, now: Timestamp) -> Option<A
         (HaState::Fencing, _) => fenced(view, host, before, sight.proof.as_ref()?, now),
         _ => None,
     }
+}
+
+/// From the first word of its silence until it is fenced. Silent for one and a half renewals by then, it is fenced when its
+/// lease is over, and not before: a lease that may still be renewed is not taken away, and the proof, which waits for the
+/// watchdog as well, comes no sooner for it.
+#[must_use]
+pub fn suspected_for(profile: Profile) -> Duration {
+    Duration::from_millis(match profile {
+        Profile::Fast => 1250,
+        Profile::Quick => 2500,
+        Profile::Standard => 7000,
+        Profile::Patient => 12_500,
+    })
 }
 
 /// As long as a lease of the profile, and a second more.

@@ -190,7 +190,7 @@ impl Session {
         }
         let there = host_at(self.to.ip()).filter(|there| state.is_listening(*there, self.to));
         let Some(there) = there else { return Ok(Line::Down) };
-        if state.hosts[self.host].data_is_cut || state.hosts[there].data_is_cut {
+        if state.is_cut_off(self.host) || state.is_cut_off(there) {
             return Ok(Line::Down);
         }
         match state.target_of(self.id) {
@@ -261,8 +261,7 @@ impl Session {
         let target = {
             let state = self.world.lock();
             let there = host_at(self.to.ip()).filter(|there| state.is_listening(*there, self.to));
-            let is_whole =
-                |there: usize| !state.hosts[self.host].data_is_cut && !state.hosts[there].data_is_cut;
+            let is_whole = |there: usize| !state.is_cut_off(self.host) && !state.is_cut_off(there);
             there.filter(|there| is_whole(*there)).and_then(|_| state.target_of(self.id))
         };
         self.world.on_machines(|machines| {

@@ -27,6 +27,12 @@ impl Clock {
         Self { booted: now, origin: random.between(1, 1_000_000) * 1_000_000_000, ppm }
     }
 
+    /// The same clock, faster or slower from now on.
+    #[must_use]
+    pub fn at_rate(self, now: u64, ppm: i64) -> Self {
+        Self { booted: now, origin: self.at(now).as_nanos(), ppm }
+    }
+
     fn rate(self) -> u128 {
         MILLION.saturating_add_signed(i128::from(self.ppm))
     }

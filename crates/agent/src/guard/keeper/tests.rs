@@ -9,6 +9,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixListener;
 
 use super::*;
+use crate::guard::line::Socket;
 
 const HOST: Uuid = Uuid::from_u128(1);
 const VM: Uuid = Uuid::from_u128(7);
@@ -56,7 +57,7 @@ impl World {
             host: HOST,
             key: GuardKey::try_from("ab".repeat(32)).unwrap(),
             addresses: vec!["10.0.0.1:7450".parse().unwrap()],
-            socket,
+            door: Arc::new(Socket(socket)),
         };
         let assigned = watch::Sender::new(None);
         let (handle, keeper) = Keeper::prepare(identity, wards, assigned.subscribe(), Arc::new(Mouth(tell)));

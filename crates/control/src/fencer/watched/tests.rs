@@ -120,3 +120,12 @@ fn nothing_that_was_heard_of_one_epoch_counts_for_the_next() {
     let sight = watched.sight(at(2));
     assert_eq!((sight.epoch, sight.heard, sight.proof), (4, Heard::Unknown, None));
 }
+
+#[test]
+fn a_host_is_fenced_after_its_lease_and_before_the_promises_are_over() {
+    for named in [Named::Fast, Named::Quick, Named::Standard, Named::Patient] {
+        let profile = Profile::named(named.as_str()).unwrap();
+        let silent = profile.suspect_after() + sterna_plan::ha::fence::suspected_for(named);
+        assert!(profile.lease <= silent && silent < profile.promise(), "{named:?}: {silent:?}");
+    }
+}

@@ -46,6 +46,12 @@ fn a_host_is_silent_when_two_say_so_and_nobody_has_heard_it() {
             View::Unknown,
         ),
         (
+            "a third had heard it when it was asked",
+            &[(1, 9_900, 3, 2_000, 10_000), (2, 9_900, 3, 1_600, 10_000), (3, 9_900, 3, 1_400, 10_000)],
+            10_200,
+            View::Unknown,
+        ),
+        (
             "has just begun to listen",
             &[(1, 9_900, 0, 200, 10_000), (2, 9_900, 3, 2_000, 10_000)],
             10_000,
