@@ -51,7 +51,11 @@ fn incoming(host: &Host, epoch: u64, laying: Option<Laying>) -> VmAssignment {
     let channels = laying.map(|laying| laying.channels);
     let in_clear = laying.is_some_and(|laying| !laying.is_encrypted);
     let migration = name(&format!("m{epoch}"));
-    order(UID, epoch, Role::Incoming { migration, machine, listen, carry: carry(), channels, in_clear })
+    order(
+        UID,
+        epoch,
+        Role::Incoming { migration, machine, listen, carry: carry(), channels, in_clear, host_epoch: None },
+    )
 }
 
 /// The move under which the target will have the second epoch.

@@ -15,8 +15,6 @@ pub mod recover;
 /// Who grants the leases of a datacentre.
 pub mod voters;
 
-use std::time::Duration;
-
 use sterna_base::clock::Timestamp;
 use sterna_model::health::{HEALTHY_AFTER, IN_PLACE_MAX, restart_wait};
 use sterna_model::migration::Phase;

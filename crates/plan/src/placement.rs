@@ -140,7 +140,7 @@ pub(crate) fn choose_takeover(
     is_busy: impl Fn(&Host<'_>) -> Option<String>,
 ) -> Result<(Name, String), String> {
     let refusal = |host: &Host<'_>| check::may_run(view, host, needs).or_else(|| is_busy(host));
-    pick(view, Some(lost), refusal, |_| Way::default())
+    pick(view, Some(lost), refusal, |_| Way::default(), |_| None)
 }
 
 fn pick(

@@ -6,6 +6,7 @@
 //! Never starts, moves or ends anything: what was found to have ended is `ha`'s, afterwards.
 
 mod found;
+mod leases;
 mod settle;
 
 use std::collections::BTreeSet;
@@ -134,7 +135,7 @@ impl<'a> Recovery<'a> {
         let decision =
             StoreDecision { incarnation: self.spec.incarnation, since: now, ended: None, findings, more };
         let why = format!("of {vms} VMs the hosts have {differ} in another way than the store says");
-        self.write(&decision, "found", why, now)
+        self.settle_leases(self.write(&decision, "found", why, now), now)
     }
 
     fn end(&self, decision: &StoreDecision, now: Timestamp) -> Action {

@@ -14,6 +14,7 @@ use sterna_model::ha::{
 use sterna_model::host::LinkState;
 use sterna_model::key::{Column, Key, Kind};
 use sterna_model::migration::{Outcome, Phase, SideState};
+use sterna_model::store::{MAIN, Restored, StoreSpec};
 use sterna_model::vm::{CopyState, Exit, RestartPolicy, VmReport};
 use sterna_plan::action::Action;
 use sterna_plan::assignment::assignment;
@@ -518,4 +519,37 @@ fn a_host_is_given_eight_starts_at_once() {
     }
     world.settle();
     assert_eq!(on_a2(&world), 12);
+}
+
+#[test]
+fn a_restored_store_keeps_the_leases_that_it_can_know_and_has_the_others_joined_anew() {
+    let mut world = covered();
+    let version = voters_of(&world).version;
+    let held = |epoch, version| GuardSeen {
+        configuration: Some(version),
+        confirmed: Some(version),
+        ..guard(None, LeaseSeen::Held { epoch })
+    };
+    // Since the backup both were lost and came back, a2 under voters that were chosen since.
+    set_guard(&mut world, "a1", held(7, version));
+    set_guard(&mut world, "a2", held(9, version + 1));
+    let restored = Restored { at: world.now, taken: world.now, revision: 1, incarnation: None };
+    let incarnation = Uuid::from_u128(2);
+    world.spec(Kind::Store, MAIN, StoreSpec { restored: Some(restored), ..StoreSpec::new(incarnation) });
+    for host in ["a1", "a2"] {
+        world.report_host(host, |report| report.told = Some(incarnation));
+    }
+    world.settle();
+    let kept = decision(&world, "a1");
+    assert_eq!((kept.epoch, kept.state, kept.confirmed), (7, HaState::Up, version));
+    let left = decision(&world, "a2");
+    assert!(left.state == HaState::Left && left.epoch > 1_000_000, "{left:?}");
+    assert!(voters_of(&world).version > version + 1, "no version comes again");
+    assert_eq!(world.owner("web"), ("a1".into(), 1), "it runs where it ran");
+
+    // A proof by voters from before is none.
+    world.report_host("a1", |report| report.link = LinkState::Silent);
+    let (host, sight) = silent(&world, "a1");
+    turns(&mut world, &Sights::from([(host, Sight { proof: Some(f3(version)), ..sight })]));
+    assert_ne!(decision(&world, "a1").state, HaState::Fenced);
 }

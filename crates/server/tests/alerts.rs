@@ -171,8 +171,13 @@ async fn what_fires_together_is_one_message_and_its_end_another_and_nothing_is_t
     assert_eq!(states(&all[1]), [pair("a1", "resolved")]);
     let shown = world.get("/v1/alerts/a1").await;
     assert_eq!(shown["status"]["state"], "resolved");
-    let told = &shown["report"]["told"]["webhook/chat"];
-    assert!(told["delivered"].is_string() && told["is_resolved"] == true, "{shown}");
+    // It is written down after the receiver has it.
+    eventually("the end was told", async || {
+        let shown = world.get("/v1/alerts/a1").await;
+        let told = &shown["report"]["told"]["webhook/chat"];
+        (told["delivered"].is_string() && told["is_resolved"] == true).then_some(())
+    })
+    .await;
     let (_, list) = world.send(world.request(Method::GET, "/v1/alerts?state=firing")).await;
     assert_eq!(list["items"].as_array().unwrap().len(), 2, "{list}");
 

@@ -129,6 +129,7 @@ fn remove_files(agent: &Config, settings: &Path) -> Result<()> {
     }
     let pools = agent.data_dir.join("pools");
     let probed = agent.data_dir.join(sterna_agent::host::CACHE);
+    let assigned = agent.run_dir.join(sterna_agent::vm::record::ASSIGNMENT);
     let keys = [
         agent.certificate(),
         agent.key(),
@@ -137,7 +138,7 @@ fn remove_files(agent: &Config, settings: &Path) -> Result<()> {
         agent.data_dir.join(sterna_agent::carrier::KEY),
         agent.data_dir.join(crate::guard::KEY),
     ];
-    let files = keys.into_iter().chain(agent.guard.clone()).chain([probed, settings.to_owned()]);
+    let files = keys.into_iter().chain(agent.guard.clone()).chain([probed, assigned, settings.to_owned()]);
     for path in files.chain(notes_on(&pools)?) {
         file::remove_if_there(&path).with_context(|| format!("remove {}", path.display()))?;
     }

@@ -121,7 +121,7 @@ pub trait Records: Send + Sync + 'static {
 }
 
 /// Name of the last assignment, beside the VMs' run directories: it dies with the boot, as they do.
-const ASSIGNMENT: &str = "assignment.json";
+pub const ASSIGNMENT: &str = "assignment.json";
 
 /// Name of the notes inside a VM's run directory.
 const NOTES: &str = "agent.json";

@@ -15,7 +15,7 @@ use crate::resources::Resources;
 impl<H: Hypervisor, R: Resources> Vm<H, R> {
     /// Tells the server what changed, once.
     pub(super) fn tell(&mut self) {
-        let is_known = self.body != Body::Unknown && !self.is_about_to_change();
+        let is_known = self.body != Body::Unknown && !self.is_about_to_change() && !self.is_letting_go();
         if self.is_forgotten {
             self.ports.board.remove(self.uid);
             if self.reported.take().is_some() {
@@ -55,6 +55,12 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
         is_underway || self.order.has_changed().unwrap_or(false)
     }
 
+    /// Its order was let go of, and what was begun for it has not heard of that yet.
+    fn is_letting_go(&self) -> bool {
+        let is_superseded = self.job.as_ref().is_some_and(|job| job.superseded.is_cancelled());
+        is_superseded && matches!(&*self.order.borrow(), Order::Unknown)
+    }
+
     fn seen_as(&self, report: Option<VmReport>) -> VmSeen {
         VmSeen { name: self.name.clone(), uid: self.uid, report }
     }
@@ -92,6 +98,8 @@ impl<H: Hypervisor, R: Resources> Vm<H, R> {
                     state: CopyState::Starting { step: self.what_a_crash_waits_for(crash) },
                     migration: notes.migration.clone(),
                     reset_request: notes.reset_request,
+                    // There is nothing that the guard could end.
+                    lease: None,
                     since,
                     health,
                 })

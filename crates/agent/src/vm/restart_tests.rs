@@ -84,6 +84,7 @@ fn notes() -> Notes {
         reset_request: 0,
         ending: None,
         taps: vec![],
+        lease: None,
         restarts: Restarts::default(),
         resets: Resets::default(),
         began: START,
@@ -91,7 +92,7 @@ fn notes() -> Notes {
 }
 
 fn seen() -> Seen {
-    Seen { name: Name::new("web").unwrap(), epoch: 5, title: Title::Owner, exit: None }
+    Seen { name: Name::new("web").unwrap(), epoch: 5, title: Title::Owner, exit: None, lease: None }
 }
 
 #[test]
@@ -143,6 +144,7 @@ pub(in crate::vm) fn owner() -> Owner {
         outgoing: None,
         restart_here: Some(0),
         health: None,
+        host_epoch: None,
     }
 }
 

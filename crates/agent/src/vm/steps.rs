@@ -168,7 +168,8 @@ impl<H: Hypervisor, R: Resources> Work<H, R> {
 
     /// In this order, as before a start: no order under an older epoch may be acted upon once this one was.
     async fn adopt(&mut self, epoch: u64) -> Done<H::Guest> {
-        self.remember(Seen { name: self.name.clone(), epoch, title: Title::Owner, exit: None })?;
+        let lease = self.notes.as_ref().and_then(|notes| notes.lease);
+        self.remember(Seen { name: self.name.clone(), epoch, title: Title::Owner, exit: None, lease })?;
         self.note(|notes| notes.epoch = epoch)?;
         tracing::info!(vm = %self.name, epoch, "vm goes on under another epoch");
         self.view().await

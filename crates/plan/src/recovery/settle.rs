@@ -215,6 +215,9 @@ impl<'a> Recovery<'a> {
             continues: owner.continues.cloned(),
             opened: owner.opened,
             adopts: owner.adopts,
+            // It comes under its host's lease as any running copy does.
+            host_epoch: None,
+            takeover: None,
             hardware,
             power_request: vm.spec.power_request,
             restarts: 0,

@@ -96,7 +96,7 @@ impl Host {
         }
         let exit = power::exit_of(record, self.notes.as_ref().and_then(|notes| notes.ending));
         let title = self.notes.as_ref().map_or(Title::Owner, |notes| notes.title.clone());
-        self.seen = Some(Seen { name: name(VM), epoch: noted, title, exit: Some(exit) });
+        self.seen = Some(Seen { name: name(VM), epoch: noted, title, exit: Some(exit), lease: None });
     }
 
     pub fn next(&self) -> Step {
@@ -152,7 +152,7 @@ impl Host {
             Role::Owner(_) | Role::Release => Title::Owner,
         };
         let epoch = self.seen.as_ref().map_or(order.epoch, |seen| seen.epoch.max(order.epoch));
-        vec![Deed::Remember(Seen { name: name(VM), epoch, title, exit: Some(exit.clone()) })]
+        vec![Deed::Remember(Seen { name: name(VM), epoch, title, exit: Some(exit.clone()), lease: None })]
     }
 
     fn start(&self, title: Title) -> Vec<Deed> {
@@ -164,6 +164,7 @@ impl Host {
             migration: None,
             reset_request: 0,
             ending: None,
+            lease: None,
             taps: Vec::new(),
             restarts: Restarts::default(),
             resets: Resets::default(),
@@ -171,7 +172,7 @@ impl Host {
         };
         let is_target = title != Title::Owner;
         vec![
-            Deed::Remember(Seen { name: name(VM), epoch: order.epoch, title, exit: None }),
+            Deed::Remember(Seen { name: name(VM), epoch: order.epoch, title, exit: None, lease: None }),
             Deed::Clear,
             Deed::Note(Some(notes)),
             Deed::Spawn { is_target },
@@ -184,7 +185,13 @@ impl Host {
         let mut deeds = Vec::new();
         if self.seen.as_ref().is_none_or(|seen| seen.epoch != order.epoch) {
             let title = Title::Owner;
-            deeds.push(Deed::Remember(Seen { name: name(VM), epoch: order.epoch, title, exit: None }));
+            deeds.push(Deed::Remember(Seen {
+                name: name(VM),
+                epoch: order.epoch,
+                title,
+                exit: None,
+                lease: None,
+            }));
         }
         let note = self.noted(|notes| {
             notes.epoch = order.epoch;
@@ -221,6 +228,7 @@ impl Host {
             state,
             migration,
             reset_request: 0,
+            lease: None,
             since: NOW,
             health: HealthReport::default(),
         };
