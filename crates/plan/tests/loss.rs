@@ -124,7 +124,7 @@ fn hold(world: &mut World, host: &str) {
 }
 
 fn silent(world: &World, host: &str) -> (sterna_model::meta::Name, Sight) {
-    let heard = Heard::Silent { for_so_long: Duration::from_secs(2), was_alive: true };
+    let heard = Heard::Silent { for_so_long: Duration::from_secs(8), was_alive: true };
     (name(host), Sight { epoch: decision(world, host).epoch, heard, proof: None })
 }
 
@@ -267,6 +267,17 @@ fn a_host_that_is_heard_again_is_not_fenced() {
     turns(&mut world, &Sights::from([(name("a1"), Sight { heard: Heard::Alive, ..brief })]));
     assert_eq!(decision(&world, "a1").state, HaState::Up);
     assert_eq!(decision(&world, "a1").silent_since, None);
+}
+
+#[test]
+fn a_host_that_may_still_renew_is_not_fenced() {
+    let mut world = covered();
+    // Of a lease of ten seconds three had passed when it was suspected.
+    for (millis, expected) in [(6_900, HaState::Suspect), (7_000, HaState::Fencing)] {
+        let heard = Heard::Silent { for_so_long: Duration::from_millis(millis), was_alive: true };
+        turns(&mut world, &Sights::from([(name("a1"), Sight { epoch: 1, heard, proof: None })]));
+        assert_eq!(decision(&world, "a1").state, expected, "{millis}");
+    }
 }
 
 #[test]

@@ -15,8 +15,6 @@ use crate::action::Action;
 use crate::ha::lease::voters_of;
 use crate::view::{Host, View};
 
-/// Suspected for so long until it is fenced: a renewal may be on its way.
-pub const SUSPECT_FOR: Duration = Duration::from_secs(1);
 /// Hosts that fall silent within this of each other do so together.
 const TOGETHER: Duration = Duration::from_secs(60);
 /// Lost so often within an hour, it is not trusted for two.
@@ -81,7 +79,7 @@ fn step(view: &View, host: &Host<'_>, sight: &Sight, now: Timestamp) -> Option<A
             Some(change(view, host, &after, ("heard", "a voter hears it again".to_owned()), now))
         }
         (HaState::Suspect, Heard::Silent { for_so_long, .. }) => {
-            let is_due = for_so_long >= SUSPECT_FOR && brake(view, host).is_none();
+            let is_due = for_so_long >= suspect_for(lease) && brake(view, host).is_none();
             let after = HostDecision { state: HaState::Fencing, since: now, ..before.clone() };
             let why = format!("no voter has heard it; epoch {} is never renewed again", before.epoch);
             is_due.then(|| change(view, host, &after, ("fencing", why), now))
@@ -91,14 +89,29 @@ fn step(view: &View, host: &Host<'_>, sight: &Sight, now: Timestamp) -> Option<A
     }
 }
 
+/// Suspected for so long until it is fenced: until the lease has run out without us. As long as it lasts a renewal may come,
+/// and a fence would end VMs of a host that a short cut has not; once it is over nothing is lost by the fence. Nor is time:
+/// the proof waits for the watchdog as well.
+fn suspect_for(profile: Profile) -> Duration {
+    let (renew, lease) = spans(profile);
+    // Silence begins when one and a half renewals were missed.
+    lease.saturating_sub(renew * 3 / 2)
+}
+
 /// As long as a lease of the profile, and a second more.
 fn first_lease(profile: Profile) -> Duration {
-    Duration::from_secs(match profile {
-        Profile::Fast => 3,
-        Profile::Quick => 5,
-        Profile::Standard => 11,
-        Profile::Patient => 21,
-    })
+    spans(profile).1 + Duration::from_secs(1)
+}
+
+/// Between two renewals, and of the lease that each is for.
+fn spans(profile: Profile) -> (Duration, Duration) {
+    let (renew, lease) = match profile {
+        Profile::Fast => (500, 2_000),
+        Profile::Quick => (1_000, 4_000),
+        Profile::Standard => (2_000, 10_000),
+        Profile::Patient => (5_000, 20_000),
+    };
+    (Duration::from_millis(renew), Duration::from_millis(lease))
 }
 
 fn fenced(
