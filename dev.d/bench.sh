@@ -2,7 +2,7 @@
 
 bench_main() {
     local name=${1:-}
-    [[ -n $name && $name != -* ]] || die "say which: ./dev bench NAME [--quick], NAME one of migration, chaos, api, wan"
+    [[ -n $name && $name != -* ]] || die "say which: ./dev bench NAME [--quick], NAME one of migration, chaos, api, wan, ha"
     shift
     check_machine
     ensure_packages "$PACKAGES_RUN" "$PACKAGES_BUILD" "$PACKAGES_IMAGE"

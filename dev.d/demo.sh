@@ -1,4 +1,4 @@
-# ./dev demo: from nothing to a virtual server that moves while it serves. Sourced by ./dev.
+# ./dev demo: from nothing to a virtual server that moves while it serves, or outlives its host. Sourced by ./dev.
 
 demo_main() {
     local yes="" arguments=() argument
@@ -9,7 +9,11 @@ demo_main() {
         esac
     done
     check_machine
-    if [[ " ${arguments[*]} " == *" wan "* ]]; then announce_demo datacentre; else announce_demo; fi
+    case " ${arguments[*]} " in
+        *" wan "*) announce_demo "while it moves from one datacentre to another" ;;
+        *" ha "*) announce_demo "until its host is killed, and again from another" ;;
+        *) announce_demo "while it moves from one host to another" ;;
+    esac
     [[ -n $yes ]] || confirm_demo
     ensure_packages "$PACKAGES_RUN" "$PACKAGES_BUILD" "$PACKAGES_IMAGE"
     ensure_qemu
@@ -18,11 +22,11 @@ demo_main() {
     exec_as_root "$(sterna_binary)" lab demo "${arguments[@]}"
 }
 
-# announce_demo [BETWEEN]: what it moves between.
+# announce_demo WHAT: what happens to the server.
 announce_demo() {
     local missing
     mapfile -t missing < <(missing_for_demo)
-    say "Sterna demo: a virtual server answers requests while it moves from one ${1:-host} to another."
+    say "Sterna demo: a virtual server answers requests $1."
     say ""
     say "It installs   ${#missing[@]} Debian packages that are missing${missing[*]:+:}"
     for package in "${missing[@]}"; do say "                ${package/|/: }"; done

@@ -47,7 +47,7 @@ pub enum LabVerb {
     Link(Link),
     /// Measure what a client in a namespace sees of a guest
     Probe(Probe),
-    /// Show a VM that moves while it serves
+    /// Show a VM that moves while it serves, or that outlives its host
     Demo(Demo),
     /// Measure against bars and a baseline
     Bench(Bench),

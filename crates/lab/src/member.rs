@@ -54,7 +54,9 @@ impl Member {
         let _ = pidfd_send_signal(&self.handle, signal);
     }
 
-    fn has_ended_by(&self, deadline: Instant) -> bool {
+    /// Waits for its end, until the deadline at the latest.
+    #[must_use]
+    pub fn has_ended_by(&self, deadline: Instant) -> bool {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let timeout =
@@ -182,35 +184,40 @@ pub fn kill(members: Vec<Member>) -> Result<()> {
 
 /// Kills all that belongs to a lab, also what is started meanwhile. Returns how many.
 pub fn kill_all(lab: &Lab) -> Result<usize> {
-    let mut killed = BTreeSet::new();
-    loop {
-        let mut members = all(&lab.dir);
-        let known: BTreeSet<_> = members.iter().map(|member| member.pid).collect();
-        members.extend(in_spaces(lab)?.into_iter().filter(|member| !known.contains(&member.pid)));
-        if members.is_empty() {
-            return Ok(killed.len());
-        }
-        // Supervisors first: they would start the others again.
-        members.sort_by_key(|member| !member.is_supervisor());
-        killed.extend(members.iter().map(|member| member.pid));
-        kill(members)?;
-    }
+    kill_until_none(|| Ok(with(all(&lab.dir), in_spaces(lab)?)))
 }
 
 /// Kills all that runs on a host at once, as the loss of its power would: agent, guard, guests, and what would start them
 /// again. Its watchdog stands outside. Returns how many.
 pub fn kill_host(lab: &Lab, host: Host) -> Result<usize> {
     let (name, guard) = (host.name(), crate::command::guard_role(host));
+    let is_inside = |member: &Member| member.role == name || member.role == guard;
+    kill_until_none(|| {
+        let members = all(&lab.dir).into_iter().filter(is_inside).collect();
+        Ok(with(members, in_space(&lab.host_space(host))?))
+    })
+}
+
+/// Kills what has this role, and what would start it again. Returns how many.
+pub fn kill_role(lab: &Lab, role: &str) -> Result<usize> {
+    kill_until_none(|| Ok(all(&lab.dir).into_iter().filter(|member| member.role == role).collect()))
+}
+
+/// Each once.
+fn with(mut members: Vec<Member>, others: Vec<Member>) -> Vec<Member> {
+    let known: BTreeSet<_> = members.iter().map(|member| member.pid).collect();
+    members.extend(others.into_iter().filter(|member| !known.contains(&member.pid)));
+    members
+}
+
+fn kill_until_none(find: impl Fn() -> Result<Vec<Member>>) -> Result<usize> {
     let mut killed = BTreeSet::new();
     loop {
-        let mut members: Vec<_> =
-            all(&lab.dir).into_iter().filter(|member| member.role == name || member.role == guard).collect();
-        let known: BTreeSet<_> = members.iter().map(|member| member.pid).collect();
-        let inside = in_space(&lab.host_space(host))?;
-        members.extend(inside.into_iter().filter(|member| !known.contains(&member.pid)));
+        let mut members = find()?;
         if members.is_empty() {
             return Ok(killed.len());
         }
+        // Supervisors first: they would start the others again.
         members.sort_by_key(|member| !member.is_supervisor());
         killed.extend(members.iter().map(|member| member.pid));
         kill(members)?;

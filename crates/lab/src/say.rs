@@ -17,6 +17,8 @@ pub enum Say {
     Text,
     /// JSON lines on stdout.
     Json,
+    /// Not at all.
+    Nothing,
 }
 
 /// What a step found to do.
@@ -55,6 +57,7 @@ impl Say {
         let line = match self {
             Say::Text => format!("{:>7.1} s  {what}: {outcome}", took.as_secs_f64()),
             Say::Json => json!({ "step": what, "outcome": outcome, "ms": took.as_millis() }).to_string(),
+            Say::Nothing => return,
         };
         self.line(&line);
     }
@@ -64,6 +67,7 @@ impl Say {
         match self {
             Say::Text => self.line(text),
             Say::Json => self.line(&json!({ "says": text }).to_string()),
+            Say::Nothing => {}
         }
     }
 
@@ -72,6 +76,7 @@ impl Say {
         let _ = match self {
             Say::Text => writeln!(std::io::stderr(), "{line}"),
             Say::Json => writeln!(std::io::stdout(), "{line}"),
+            Say::Nothing => Ok(()),
         };
     }
 }

@@ -95,6 +95,12 @@ pub fn ensure_host(lab: &Lab, host: Host) -> Result<()> {
     )
 }
 
+/// Pulls a host's cable out of its switch, or puts it back.
+pub fn cable(lab: &Lab, host: Host, is_in: bool) -> Result<()> {
+    let state = if is_in { "up" } else { "down" };
+    ip_batch(Some(&lab.switch_space(host.site)), &[format!("link set dev {} {state}", host.name())])
+}
+
 /// The machine itself joins the first datacentre: the server's address.
 pub fn ensure_root(lab: &Lab) -> Result<()> {
     let device = lab.root_device();

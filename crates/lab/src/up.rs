@@ -19,6 +19,9 @@ const POLL: Duration = Duration::from_millis(50);
 /// Nothing works without these.
 const TOOLS: [(&str, &str); 1] = [("ip", "iproute2")];
 
+/// The role of the server.
+pub const SERVER: &str = "server";
+
 /// What [`up`] may be told.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Wishes {
@@ -76,10 +79,8 @@ fn server(lab: &Lab, say: Say) -> Result<()> {
         command::init_server(lab).map(|()| Did::It)
     })?;
     say.step("start the server", || {
-        let words = command::server_run(lab);
-        let started =
-            ensure_running(lab, &Start { role: "server", space: None, cgroup: None, words: &words })?;
-        wait_until(SERVER_PATIENCE, "the server to answer", lab, "server", || command::server_answers(lab))?;
+        let started = start_server(lab)?;
+        wait_until(SERVER_PATIENCE, "the server to answer", lab, SERVER, || command::server_answers(lab))?;
         Ok(did(started))
     })?;
     if command::witness_settings(lab).exists() {
@@ -92,7 +93,14 @@ fn server(lab: &Lab, say: Say) -> Result<()> {
     say.step("describe datacentres and pools", || command::apply_objects(lab).map(|()| Did::It))
 }
 
-fn start_host(lab: &Lab, host: Host, wishes: Wishes, say: Say) -> Result<()> {
+/// The server and what keeps it running; whether it answers yet is for who asks. Returns whether there was anything to do.
+pub fn start_server(lab: &Lab) -> Result<bool> {
+    let words = command::server_run(lab);
+    ensure_running(lab, &Start { role: SERVER, space: None, cgroup: None, words: &words })
+}
+
+/// Joins a host unless it has joined, and starts what runs on it unless it runs: as when its power comes back.
+pub fn start_host(lab: &Lab, host: Host, wishes: Wishes, say: Say) -> Result<()> {
     let name = host.name();
     say.step(&format!("join host {name}"), || {
         if command::agent_settings(lab, host).exists() {

@@ -1,17 +1,21 @@
 //! What demo and benchmarks do in a lab, through the API and as any user would.
 
+/// Leases of hosts, and VMs that live under them.
+mod lease;
+
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::json;
 use sterna_base::units::{Bytes, Span};
 use sterna_client::context::Context;
 use sterna_client::migration::{self, Migration};
-use sterna_client::object::{Answer, New};
-use sterna_client::vm::{Ask, Move, Vm};
+use sterna_client::object::{Answer, Filter, New, Patch};
+use sterna_client::vm::{Ask, Boot, Move, Vm};
 use sterna_client::{Client, operation};
 use sterna_model::error::Code;
 use sterna_model::image::{ImageReport, ImageSpec};
@@ -19,14 +23,17 @@ use sterna_model::meta::Name;
 use sterna_model::migration::{Phase, Progress};
 use sterna_model::operation::OperationState;
 use sterna_model::status::VmState;
+use sterna_model::vm::Place;
 use tokio::time::{interval, sleep};
 
-use crate::place::Lab;
+use crate::place::{Host, Lab};
 
 /// Between two looks at something that cannot be waited for.
 const LOOK: Duration = Duration::from_millis(50);
 /// How often a watcher is shown a move's progress.
 const SHOW: Duration = Duration::from_millis(200);
+/// A volume goes after its VM, also where the line between them is slow.
+const GONE: Duration = Duration::from_secs(60);
 
 /// Somebody with a token.
 #[derive(Clone)]
@@ -70,6 +77,33 @@ impl User {
             Err(error) => return Err(error.into()),
         }
         self.running(name).await
+    }
+
+    /// Makes a VM that starts on a certain host and may go to any.
+    pub async fn make_on(&self, host: Host, new: New<Ask>, boot: &Boot) -> Result<Vm> {
+        let (vms, name) = (self.client.vms(), new.name.clone());
+        let place = Place { host: Some(Name::new(&host.name())?), ..Place::default() };
+        let new = New { spec: Ask { place: Some(place), ..new.spec }, ..new };
+        self.done(&vms.create_with(&new, boot).await?).await?;
+        self.running(&name).await?;
+        // Only the start was meant.
+        vms.patch(&name, &Patch::of(json!({ "place": { "host": null } }))).await?;
+        self.running(&name).await
+    }
+
+    /// Ends a VM and waits until its volumes are gone: the next one of that name makes its own.
+    pub async fn remove(&self, name: &Name) -> Result<()> {
+        let gone = self.client.vms().delete(name).await?;
+        self.done(&gone).await?;
+        let until = Instant::now() + GONE;
+        loop {
+            let volumes = self.client.volumes().list(&Filter::default()).await?;
+            if !volumes.iter().any(|volume| volume.spec.vm.as_ref() == Some(name)) {
+                return Ok(());
+            }
+            ensure!(Instant::now() < until, "the volumes of VM {name} are not removed");
+            sleep(LOOK).await;
+        }
     }
 
     /// Waits until the VM runs.

@@ -273,6 +273,17 @@ fn a_host_that_is_heard_again_is_not_fenced() {
 }
 
 #[test]
+fn a_host_that_may_still_renew_is_not_fenced() {
+    let mut world = covered();
+    // Of a lease of ten seconds three had passed when it was suspected.
+    for (millis, expected) in [(6_900, HaState::Suspect), (7_000, HaState::Fencing)] {
+        let heard = Heard::Silent { for_so_long: Duration::from_millis(millis), was_alive: true };
+        turns(&mut world, &Sights::from([(name("a1"), Sight { epoch: 1, heard, proof: None })]));
+        assert_eq!(decision(&world, "a1").state, expected, "{millis}");
+    }
+}
+
+#[test]
 fn only_what_could_run_elsewhere_lives_under_the_lease() {
     let mut world = leased(&["a1", "a2"]);
     world.add_vm("shared", Bytes::gib(1), None);

@@ -1,9 +1,12 @@
 //! Guests of one boot sector: running guest code 0.1 s after QEMU starts, under TCG.
 //!
 //! They prove things about hosts that a real system would prove later and less clearly: that an accelerator
-//! executes code ([`exits`]), that one copy writes and no second one does ([`writer`]), that memory arrives
-//! whole ([`dirtier`]). Each is put at the start of a raw disk, to which the firmware jumps in real mode at
+//! executes code ([`exits`]), that one copy writes and no second one does ([`writer`], [`ticker`]), that memory
+//! arrives whole ([`dirtier`]). Each is put at the start of a raw disk, to which the firmware jumps in real mode at
 //! 0x7c00 with the drive's number in `dl`.
+
+/// A guest that tells its boots apart.
+pub mod ticker;
 
 use std::io;
 use std::path::Path;
@@ -49,7 +52,8 @@ impl Code {
         self.bytes.len()
     }
 
-    /// A two-byte jump (`eb` always, `72` if carry, `75` if not zero) back to a place already passed.
+    /// A two-byte jump (`eb` always, `72` if carry, `75` if not zero, `e2` while `cx` counts down) back to a place already
+    /// passed.
     fn jump_back(&mut self, opcode: u8, target: usize) -> &mut Self {
         let distance = target as isize - (self.here() as isize + 2);
         let distance = i8::try_from(distance).expect("our sectors are shorter than a short jump");
@@ -307,6 +311,7 @@ mod tests {
             writer(Pace::Ticks),
             dirtier(1000, 100),
             filler(1000),
+            ticker::ticker(1),
         ] {
             assert_eq!(sector[510..], [0x55, 0xaa]);
             assert_eq!(sector[0], 0xfa);

@@ -4,8 +4,9 @@
 mod world;
 
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 
+use sterna_qemu::boot::ticker::{self, Mark};
 use sterna_qemu::boot::{self, Pace};
 use sterna_qemu::config::{Backing, Config, Disk, Format, Nic, Place, Source};
 use sterna_qemu::img::{ImageFile, Tool};
@@ -53,6 +54,33 @@ async fn a_restarted_writer_goes_on_where_it_was() {
         let before = boot::read_counter(&disk).unwrap();
         let _vm = Qemu::start(&binary, &config).await.unwrap();
         eventually("counter goes on", || async { boot::read_counter(&disk).unwrap() > before }).await;
+    }
+}
+
+#[tokio::test]
+async fn a_ticker_tells_its_boots_apart_and_notices_a_stranger() {
+    for binary in both() {
+        let folder = folder();
+        let disk = folder.path().join("root.img");
+        boot::write_disk(&disk, &ticker::ticker(1), 1 << 20).unwrap();
+        let file = std::fs::OpenOptions::new().read(true).write(true).open(&disk).unwrap();
+        let mark = || Mark::of(&file, ticker::SECTOR * 512).unwrap();
+        let config = machine(&binary, folder.path(), "ticker", &disk);
+        let mut vm = Qemu::start(&binary, &config).await.unwrap();
+        eventually("it marks", || async { mark().is_some_and(|mark| mark.marks > 3) }).await;
+        vm.kill();
+        let first = mark().unwrap();
+        let _vm = Qemu::start(&binary, &config).await.unwrap();
+        eventually("it marks again", || async { mark().is_some_and(|mark| mark.boots == 2) }).await;
+        let second = mark().unwrap();
+        assert_ne!(first.token, second.token);
+        assert_eq!((first.boots, first.strangers, second.strangers), (1, 0, 0));
+        // As another copy would, which marks beside it.
+        file.write_all_at(&first.token.to_le_bytes(), ticker::SECTOR * 512 + 8).unwrap();
+        eventually("it notices", || async {
+            mark().is_some_and(|mark| mark.token == second.token && mark.strangers == 1)
+        })
+        .await;
     }
 }
 

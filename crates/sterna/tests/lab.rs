@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use lab_world::console::Console;
 use lab_world::{
-    Plot, Ran, SHARED, binary, get, image, name, neighbour, ok, ran, running, running_on, serving, sterna,
-    sterna_lab, until, until_state,
+    Plot, Ran, SHARED, binary, demo_once, get, image, name, neighbour, ok, ran, running, running_on, serving,
+    sterna, sterna_lab, until, until_state,
 };
 use rustix::process::Signal;
 use sterna_base::units::{Bytes, Span};
@@ -439,17 +439,7 @@ fn the_demo_shows_a_move_and_its_lines_can_be_pasted() -> Result<()> {
 fn the_demo_once_leaves_nothing_behind() -> Result<()> {
     let plot = Plot { name: "e2e-demo", net: "10.95.0.0/16", port: 7744, datacentres: "a,b" };
     lab_world::run(&PLOT, async |_| {
-        // The lab's addresses are those it was begun with.
-        let begun = sterna_lab(&plot, &format!("up --network-only --net {} --port {}", plot.net, plot.port));
-        ensure!(begun.code == 0, "{}", begun.talk);
-        let shown = sterna_lab(&plot, &format!("demo --once --image {}", image()?.display()));
-        let spaces = ran(Command::new("ip").args(["netns", "list"])).data;
-        let folder = std::path::PathBuf::from(format!("{}-{}", sterna_lab::place::DEFAULT_DIR, plot.name));
-        let is_left = spaces.contains(plot.name) || folder.exists();
-        // Also when it failed half-way.
-        sterna_lab(&plot, "down");
-        ensure!(shown.code == 0, "{}{}", shown.data, shown.talk);
-        ensure!(!is_left && member::all(&folder).is_empty(), "something was left: {spaces}");
+        demo_once(&plot, "")?;
         Ok(())
     })
 }

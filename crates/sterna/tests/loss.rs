@@ -4,18 +4,16 @@
 
 mod lab_world;
 
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use lab_world::{Plot, get, name, neighbour, ran, running_on, sterna, sterna_lab, until};
-use sterna_client::object::Patch;
+use lab_world::{Plot, get, name, neighbour, running_on, sterna, sterna_lab, until};
 use sterna_client::vm::Vm;
 use sterna_lab::bench::world::World;
 use sterna_lab::member;
 use sterna_lab::place::Host;
-use sterna_lab::user;
-use sterna_model::ha::HaState;
+use sterna_lab::{topology, user};
+use sterna_model::ha::{HaState, Profile};
 use sterna_model::status::VmState;
 
 const PLOT: Plot = Plot { name: "loss", net: "10.96.0.0/16", port: 7943, datacentres: "a,b" };
@@ -26,39 +24,22 @@ const RUNS_WITHIN: Duration = Duration::from_secs(10);
 
 /// A VM on the first host, under that host's lease, with the other host ready to take it over.
 async fn protected(world: &World, vm: &str) -> Result<(Vm, Host, Host)> {
-    let site = world.lab.home();
-    let quick = Patch::of(serde_json::json!({ "ha": { "profile": "quick" } }));
-    world.user.client.datacentres().patch(&name(&site.letter().to_string()), &quick).await?;
-    let host = Host { site, number: 1 };
+    let host = Host { site: world.lab.home(), number: 1 };
     let other = neighbour(world, host);
+    world.user.set_profile(&name(&host.site.letter().to_string()), Profile::Quick).await?;
     for host in [host, other] {
-        until(PATIENCE, &format!("{} to hold a lease", host.name()), async || {
-            is_protected(world, host).await
-        })
-        .await?;
+        holds_lease(world, host).await?;
     }
     world.user.ensure_image(&name("tiny"), &world.image).await?;
     let made = running_on(world, vm, host).await?;
-    until(PATIENCE, "the VM to live under the lease", async || {
-        let vm = get(world, vm).await?;
-        Ok(vm.decision.is_some_and(|decision| decision.host_epoch.is_some()))
-    })
-    .await?;
+    until(PATIENCE, "the VM to live under the lease", async || world.user.is_under_lease(&name(vm)).await)
+        .await?;
     Ok((made, host, other))
 }
 
-async fn is_protected(world: &World, host: Host) -> Result<bool> {
-    let host = world.user.client.hosts().get(&name(&host.name())).await?;
-    let voters = world.user.client.datacentres().get(&host.spec.datacentre).await?;
-    let is_settled = voters.decision.is_some_and(|it| it["profile"] == "quick" && it["former"].is_null());
-    Ok(is_settled && host.status.is_some_and(|status| status.protected_by == ["F3"]))
-}
-
-/// Whether QEMU has a process of the VM on that host.
-fn has_copy(world: &World, vm: &Vm, host: Host) -> bool {
-    let folder = world.lab.run_dir(host).join("vm").join(vm.meta.uid.to_string());
-    let is_qemu = |line: &str| line.split(' ').next().is_some_and(|word| word.contains("qemu-system"));
-    member::naming(&folder.display().to_string()).iter().any(|member| is_qemu(&member.line))
+async fn holds_lease(world: &World, host: Host) -> Result<()> {
+    let what = format!("{} to hold a lease", host.name());
+    until(PATIENCE, &what, async || world.user.holds_lease(&name(&host.name()), Profile::Quick).await).await
 }
 
 async fn runs_on(world: &World, vm: &str, host: Host) -> Result<bool> {
@@ -99,8 +80,8 @@ fn a_vm_of_a_host_that_dies_runs_elsewhere_within_ten_seconds() -> Result<()> {
         let up = format!("up --net {} --port {} --datacentres {}", PLOT.net, PLOT.port, PLOT.datacentres);
         let up = sterna_lab(&PLOT, &up);
         ensure!(up.code == 0, "{}", up.talk);
-        until(PATIENCE, "the host to hold a lease again", async || is_protected(world, host).await).await?;
-        ensure!(runs_on(world, "dies", other).await? && !has_copy(world, &vm, host));
+        holds_lease(world, host).await?;
+        ensure!(runs_on(world, "dies", other).await? && world.copy(host, &vm).is_none());
         Ok(())
     })
 }
@@ -109,21 +90,14 @@ fn a_vm_of_a_host_that_dies_runs_elsewhere_within_ten_seconds() -> Result<()> {
 fn a_host_that_is_cut_off_ends_its_vm_before_it_starts_elsewhere() -> Result<()> {
     lab_world::run(&PLOT, async |world| {
         let (vm, host, other) = protected(world, "cut").await?;
-        let cable = |state: &str| {
-            let switch = world.lab.switch_space(host.site);
-            let ran =
-                ran(Command::new("ip").args(["-n", &switch, "link", "set", "dev", &host.name(), state]));
-            ensure!(ran.code == 0, "{}", ran.talk);
-            Ok(())
-        };
         let began = Instant::now();
-        cable("down")?;
+        topology::cable(&world.lab, host, false)?;
         // Looked at all the time: at no instant are there two.
         let (mut gone, mut there) = (None, None);
         while there.is_none() && began.elapsed() < PATIENCE {
-            let has_new = has_copy(world, &vm, other);
+            let has_new = world.copy(other, &vm).is_some();
             // Looked for after the new one: what is seen now was there then.
-            let has_old = has_copy(world, &vm, host);
+            let has_old = world.copy(host, &vm).is_some();
             ensure!(!(has_new && has_old), "two copies after {:?}", began.elapsed());
             if !has_old {
                 gone.get_or_insert_with(|| began.elapsed());
@@ -139,9 +113,9 @@ fn a_host_that_is_cut_off_ends_its_vm_before_it_starts_elsewhere() -> Result<()>
         ensure!(gone < there);
         until(PATIENCE, "the VM to run elsewhere", async || runs_on(world, "cut", other).await).await?;
         check_takeover(&vm, &get(world, "cut").await?, host)?;
-        cable("up")?;
-        until(PATIENCE, "the host to hold a lease again", async || is_protected(world, host).await).await?;
-        ensure!(!has_copy(world, &vm, host), "it stays away");
+        topology::cable(&world.lab, host, true)?;
+        holds_lease(world, host).await?;
+        ensure!(world.copy(host, &vm).is_none(), "it stays away");
         Ok(())
     })
 }

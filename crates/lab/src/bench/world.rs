@@ -32,6 +32,8 @@ pub enum Process {
     Qemu(Host),
 }
 
+/// Between two looks at something that cannot be waited for.
+const LOOK: Duration = Duration::from_millis(20);
 /// Datagrams that must have come back before a measurement counts as started.
 const WARM: u64 = 40;
 
@@ -111,6 +113,19 @@ impl World {
         member::naming(&format!("{}/", folder.display())).into_iter().find(fits)
     }
 
+    /// QEMU of a VM on that host.
+    #[must_use]
+    pub fn copy(&self, host: Host, vm: &Vm) -> Option<Member> {
+        let folder = self.lab.run_dir(host).join("vm").join(vm.meta.uid.to_string());
+        member::naming(&folder.display().to_string()).into_iter().find(is_qemu)
+    }
+
+    /// The other host of the same datacentre.
+    pub fn neighbour(&self, host: Host) -> Result<Host> {
+        let mut others = self.lab.hosts().filter(|other| other.site == host.site && *other != host);
+        others.next().context("the datacentre has one host only")
+    }
+
     /// The QEMUs of a VM, on all hosts.
     #[must_use]
     pub fn copies(&self, vm: &Vm) -> usize {
@@ -120,6 +135,20 @@ impl World {
         let all = member::naming(&vm.meta.uid.to_string());
         all.iter().filter(|member| is_qemu(member) && is_of_lab(member)).count()
     }
+}
+
+/// Polls until `holds`; an error on the way is an end, too.
+pub async fn until(
+    patience: Duration,
+    what: &str,
+    mut holds: impl AsyncFnMut() -> Result<bool>,
+) -> Result<()> {
+    let deadline = Instant::now() + patience;
+    while !holds().await? {
+        ensure!(Instant::now() < deadline, "waited {} s in vain for {what}", patience.as_secs());
+        tokio::time::sleep(LOOK).await;
+    }
+    Ok(())
 }
 
 fn first(member: &Member) -> &str {

@@ -14,6 +14,10 @@ use crate::netns;
 pub const PORT: u16 = 80;
 /// A request without an answer for longer is lost.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// A guest that runs takes a connection sooner.
+const CONNECT: Duration = Duration::from_secs(2);
+/// A connection that found no guest is tried again by the kernel after a second: too late to tell when one came.
+const CONNECT_SOON: Duration = Duration::from_millis(50);
 /// Before the next try when the guest cannot be reached at all.
 const PAUSE: Duration = Duration::from_millis(100);
 const BODY_BYTES_MAX: usize = 64 << 10;
@@ -171,15 +175,31 @@ fn read_answer(reader: &mut impl BufRead) -> Result<(String, bool)> {
 /// One request from a namespace on a connection of its own; the body of its answer.
 pub fn once(space: &str, guest: Ipv4Addr, path: &str) -> Result<String> {
     let path = path.to_owned();
+    let thread = netns::inside(Some(space), move || once_here(guest, &path, CONNECT))?;
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// Asks a guest that does not answer yet again and again, each time on a new connection; when it answered.
+pub fn first_answer(space: &str, guest: Ipv4Addr, path: &str, until: Instant) -> Result<Instant> {
+    let path = path.to_owned();
     let thread = netns::inside(Some(space), move || {
-        let mut stream =
-            TcpStream::connect_timeout(&(guest, PORT).into(), Duration::from_secs(2)).context("connect")?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: {guest}\r\nConnection: close\r\n\r\n")
-            .context("send")?;
-        read_answer(&mut BufReader::new(stream)).map(|(body, _)| body)
+        loop {
+            let asked = Instant::now();
+            match once_here(guest, &path, CONNECT_SOON) {
+                Ok(_) => return Ok(Instant::now()),
+                Err(error) if Instant::now() > until => return Err(error.context("it does not answer")),
+                Err(_) => std::thread::sleep(CONNECT_SOON.saturating_sub(asked.elapsed())),
+            }
+        }
     })?;
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+fn once_here(guest: Ipv4Addr, path: &str, connect: Duration) -> Result<String> {
+    let mut stream = TcpStream::connect_timeout(&(guest, PORT).into(), connect).context("connect")?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {guest}\r\nConnection: close\r\n\r\n").context("send")?;
+    read_answer(&mut BufReader::new(stream)).map(|(body, _)| body)
 }
 
 #[cfg(test)]

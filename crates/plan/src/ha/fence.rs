@@ -89,27 +89,30 @@ fn step(view: &View, host: &Host<'_>, sight: &Sight, now: Timestamp) -> Option<A
     }
 }
 
-/// From the first word of its silence until it is fenced. Silent for one and a half renewals by then, it is fenced when its
-/// lease is over, and not before: a lease that may still be renewed is not taken away, and the proof, which waits for the
-/// watchdog as well, comes no sooner for it.
+/// Suspected for so long until it is fenced: until the lease has run out without us. As long as it lasts a renewal may come,
+/// and a fence would end VMs of a host that a short cut has not; once it is over nothing is lost by the fence. Nor is time:
+/// the proof waits for the watchdog as well.
 #[must_use]
 pub fn suspected_for(profile: Profile) -> Duration {
-    Duration::from_millis(match profile {
-        Profile::Fast => 1250,
-        Profile::Quick => 2500,
-        Profile::Standard => 7000,
-        Profile::Patient => 12_500,
-    })
+    let (renew, lease) = spans(profile);
+    // Silence begins when one and a half renewals were missed.
+    lease.saturating_sub(renew * 3 / 2)
 }
 
 /// As long as a lease of the profile, and a second more.
 fn first_lease(profile: Profile) -> Duration {
-    Duration::from_secs(match profile {
-        Profile::Fast => 3,
-        Profile::Quick => 5,
-        Profile::Standard => 11,
-        Profile::Patient => 21,
-    })
+    spans(profile).1 + Duration::from_secs(1)
+}
+
+/// Between two renewals, and of the lease that each is for.
+fn spans(profile: Profile) -> (Duration, Duration) {
+    let (renew, lease) = match profile {
+        Profile::Fast => (500, 2_000),
+        Profile::Quick => (1_000, 4_000),
+        Profile::Standard => (2_000, 10_000),
+        Profile::Patient => (5_000, 20_000),
+    };
+    (Duration::from_millis(renew), Duration::from_millis(lease))
 }
 
 fn fenced(

@@ -10,14 +10,15 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::Signal;
 use sterna_base::units::Bytes;
 use sterna_client::Filter;
 use sterna_client::object::New;
-use sterna_client::vm::{Ask, Vm};
+use sterna_client::vm::{Ask, Boot, Vm};
 use sterna_lab::bench::world::World;
+pub use sterna_lab::bench::world::until;
 use sterna_lab::member;
 use sterna_lab::place::{Host, Lab};
 use sterna_lab::user::{self, User};
@@ -27,7 +28,6 @@ use sterna_model::status::VmState;
 /// Small guests boot faster.
 pub const MEMORY: Bytes = Bytes::mib(128);
 const PATIENCE: Duration = Duration::from_secs(60);
-const LOOK: Duration = Duration::from_millis(20);
 
 /// Where a lab stands, apart from all others.
 pub struct Plot {
@@ -119,6 +119,22 @@ pub fn sterna_lab(plot: &Plot, line: &str) -> Ran {
     let mut command = Command::new(binary().expect("a copy of the binary"));
     command.arg("lab").args(words.next()).args(["--name", plot.name]).args(words);
     ran(command.env_remove("STERNA_LAB_DIR"))
+}
+
+/// A demo in a lab of its own, which must be gone afterwards; what it printed.
+pub fn demo_once(plot: &Plot, which: &str) -> Result<String> {
+    // The lab's addresses are those it was begun with.
+    let begun = sterna_lab(plot, &format!("up --network-only --net {} --port {}", plot.net, plot.port));
+    ensure!(begun.code == 0, "{}", begun.talk);
+    let shown = sterna_lab(plot, &format!("demo {which} --once --image {}", image()?.display()));
+    let spaces = ran(Command::new("ip").args(["netns", "list"])).data;
+    let folder = PathBuf::from(format!("{}-{}", sterna_lab::place::DEFAULT_DIR, plot.name));
+    let is_left = spaces.contains(plot.name) || folder.exists();
+    // Also when it failed half-way.
+    sterna_lab(plot, "down");
+    ensure!(shown.code == 0, "{}{}", shown.data, shown.talk);
+    ensure!(!is_left && member::all(&folder).is_empty(), "something was left: {spaces}");
+    Ok(shown.data)
 }
 
 /// A command of a user of the lab.
@@ -226,22 +242,13 @@ pub async fn serving(world: &World, vm: &str) -> Result<(Vm, Host)> {
 
 /// A VM that was started on a certain host and may run on any.
 pub async fn running_on(world: &World, vm: &str, host: Host) -> Result<Vm> {
-    let place = sterna_model::vm::Place { host: Some(name(&host.name())), ..Default::default() };
-    let ask = Ask { image: Some(name("tiny")), memory: Some(MEMORY), place: Some(place), ..Ask::default() };
-    let made = world.user.client.vms().create(&New::named(name(vm), ask)).await?;
-    world.user.done(&made).await?;
-    let free = sterna_client::object::Patch::of(serde_json::json!({ "place": { "host": null } }));
-    world.user.client.vms().patch(&name(vm), &free).await?;
-    Ok(running(world, vm).await?.0)
+    let ask = Ask { image: Some(name("tiny")), memory: Some(MEMORY), ..Ask::default() };
+    world.user.make_on(host, New::named(name(vm), ask), &Boot::default()).await
 }
 
 /// The other host of the same datacentre.
 pub fn neighbour(world: &World, host: Host) -> Host {
-    world
-        .lab
-        .hosts()
-        .find(|other| other.site == host.site && *other != host)
-        .expect("a datacentre has two hosts")
+    world.neighbour(host).expect("a datacentre has two hosts")
 }
 
 pub async fn get(world: &World, vm: &str) -> Result<Vm> {
@@ -255,22 +262,6 @@ pub async fn until_state(world: &World, vm: &str, state: VmState) -> Result<Vm> 
     })
     .await?;
     get(world, vm).await
-}
-
-/// Polls until `holds`; an error on the way is an end, too.
-pub async fn until(
-    patience: Duration,
-    what: &str,
-    mut holds: impl AsyncFnMut() -> Result<bool>,
-) -> Result<()> {
-    let deadline = Instant::now() + patience;
-    while !holds().await? {
-        if Instant::now() > deadline {
-            bail!("waited {} s in vain for {what}", patience.as_secs());
-        }
-        tokio::time::sleep(LOOK).await;
-    }
-    Ok(())
 }
 
 pub fn name(text: &str) -> Name {

@@ -5,16 +5,14 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use serde_json::json;
 use sterna_base::units::{Bytes, Span};
 use sterna_client::migration::Migration;
-use sterna_client::object::{Filter, New, Patch};
+use sterna_client::object::{Filter, New};
 use sterna_client::vm::{Ask, Boot, Move, Vm};
 use sterna_model::error::Code;
 use sterna_model::meta::Name;
 use sterna_model::migration::Phase;
 use sterna_model::pool::{PoolKind, PoolSpec};
-use sterna_model::vm::Place;
 use tokio::time::{sleep, timeout};
 
 use super::load::{self, Load};
@@ -105,8 +103,6 @@ const SETTLE: Duration = Duration::from_secs(2);
 const WORK_IN: Duration = Duration::from_secs(3);
 /// To begin with its load takes an emulated guest longer than a request may.
 const BEGIN: Duration = Duration::from_secs(180);
-/// A volume goes after its VM, also where the line between them is slow.
-const GONE: Duration = Duration::from_secs(60);
 /// In a shared folder that hosts of both datacentres see: its volumes stay where they are.
 pub const POOL: &str = "everywhere";
 
@@ -196,24 +192,9 @@ impl<'a> Rig<'a> {
         self.path(Path::FAST)?;
         plain::clear(self.world).await;
         for vm in self.user().client.vms().list(&Filter::default()).await? {
-            self.remove(vm.name()).await?;
+            self.user().remove(vm.name()).await?;
         }
         Ok(())
-    }
-
-    /// With its volumes: the next guest of that name makes its own.
-    pub async fn remove(&self, name: &Name) -> Result<()> {
-        let gone = self.user().client.vms().delete(name).await?;
-        self.user().done(&gone).await?;
-        let until = Instant::now() + GONE;
-        loop {
-            let volumes = self.user().client.volumes().list(&Filter::default()).await?;
-            if !volumes.iter().any(|volume| volume.spec.vm.as_ref() == Some(name)) {
-                return Ok(());
-            }
-            ensure!(Instant::now() < until, "the volumes of VM {name} are not removed");
-            sleep(Duration::from_millis(100)).await;
-        }
     }
 
     /// A new VM whose memory alone moves: it runs at home, and nobody else has seen anything of it.
@@ -236,16 +217,8 @@ impl<'a> Rig<'a> {
 
     /// A VM at home, as it is asked for; whether its guest answers yet is for who asks.
     pub async fn make(&self, name: &str, ask: Ask, pool: Option<&str>) -> Result<Guest> {
-        let (name, vms) = (Name::new(name)?, self.user().client.vms());
-        let home = Place { host: Some(Name::new(&self.home.name())?), ..Place::default() };
-        let ask = Ask { place: Some(home), ..ask };
         let boot = Boot { pool: pool.map(Name::new).transpose()?, size: self.disk };
-        let made = vms.create_with(&New::named(name.clone(), ask), &boot).await?;
-        self.user().done(&made).await?;
-        self.user().running(&name).await?;
-        // Only the start was meant: it may go.
-        vms.patch(&name, &Patch::of(json!({ "place": { "host": null } }))).await?;
-        let vm = vms.get(&name).await?;
+        let vm = self.user().make_on(self.home, New::named(Name::new(name)?, ask), &boot).await?;
         let address = user::address(&vm)?;
         Ok(Guest { vm, address })
     }
@@ -385,7 +358,7 @@ impl<'a> Rig<'a> {
     /// Ends both the QEMU and the VM that it is the twin of.
     pub async fn end(&self, by_hand: ByHand) -> Result<()> {
         by_hand.hand.end().await?;
-        self.remove(by_hand.guest.name()).await
+        self.user().remove(by_hand.guest.name()).await
     }
 }
 

@@ -125,7 +125,7 @@ async fn by_sterna(rig: &Rig<'_>) -> Result<Sample> {
     rig.path(Path::R)?;
     let sample = rig.by_sterna(&guest, rig.away).await?;
     rig.fast()?;
-    rig.remove(guest.name()).await?;
+    rig.user().remove(guest.name()).await?;
     Ok(sample)
 }
 

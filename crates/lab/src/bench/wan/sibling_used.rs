@@ -83,7 +83,7 @@ pub async fn sibling_used(rig: &Rig<'_>, time: Duration) -> Result<Table> {
     let ours = rig.by_sterna(&guest, rig.away).await?;
     tell("Sterna", 0, Some(&ours));
     rig.fast()?;
-    rig.remove(guest.name()).await?;
+    rig.user().remove(guest.name()).await?;
     let [plain, multifd] = there_and_back(rig, by_hand).await?;
     tell("plain QEMU", 0, Some(&plain));
     tell("multifd and zstd", 0, Some(&multifd));
