@@ -1,4 +1,4 @@
-//! Asks voters about hosts, and collects proofs that a lease is over. Decides nothing: `plan::ha::fence` does, with what is
+//! Asks voters about hosts, and collects proofs that a lease is over; has fence devices switch off what is lost. Decides nothing: `plan::ha::fence` does, with what is
 //! heard here.
 //!
 //! ```text
@@ -10,6 +10,8 @@
 //! All time in here is this machine's `CLOCK_BOOTTIME`. A fence is asked for only once the store says that the host is being
 //! fenced: from there is no way back.
 
+/// What hosts' fence devices are asked for.
+mod devices;
 /// One host, as its voters see it.
 mod watched;
 /// The guard beside the server.
@@ -31,10 +33,12 @@ use sterna_model::ha::{Peer, VoterDecision};
 use sterna_model::meta::Name;
 use sterna_plan::View;
 use sterna_plan::ha::fence::Sights;
+use sterna_plan::ha::power::Heard;
 use sterna_plan::ha::voters::Server;
 use tokio::net::UdpSocket;
 use uuid::Uuid;
 
+use devices::Devices;
 use watched::Watched;
 
 /// Datagrams that one turn reads: a flood may not keep the leader from its lease.
@@ -50,6 +54,8 @@ pub struct Settings {
     /// As voters reach it.
     pub peer: Peer,
     pub witness: Option<Witness>,
+    /// Where the fence agents of this machine lie.
+    pub agents: PathBuf,
 }
 
 /// The guard beside the server: a voter without VMs.
@@ -71,6 +77,7 @@ pub struct Fencer {
     revision: Option<u64>,
     next_alert: BootInstant,
     witness: Option<witness::Teller>,
+    devices: Devices,
 }
 
 /// A datacentre's voters.
@@ -100,6 +107,7 @@ impl Fencer {
             revision: None,
             next_alert: BootInstant::default(),
             witness: settings.witness.map(witness::Teller::start),
+            devices: Devices::new(settings.agents),
         })
     }
 
@@ -113,6 +121,18 @@ impl Fencer {
     pub fn sights(&self) -> Sights {
         let now = clock::now();
         self.hosts.iter().map(|(name, host)| (name.clone(), host.sight(now))).collect()
+    }
+
+    /// What fence devices have said.
+    #[must_use]
+    pub fn heard(&self) -> &Heard {
+        self.devices.heard()
+    }
+
+    /// This server leads no more: nothing is switched off by its word.
+    pub fn rest(&mut self) {
+        self.devices.rest();
+        self.revision = None;
     }
 
     /// Takes over who is to be watched, and by whose word.
@@ -141,6 +161,7 @@ impl Fencer {
             (site.voters, site.profile) = (voters, profile);
         }
         self.learn_hosts(view, &decisions, now);
+        self.devices.learn(view);
         if let Some(witness) = &self.witness {
             witness.tell(&decisions, &self.server, view.revision);
         }
@@ -190,6 +211,7 @@ impl Fencer {
             tokio::select! {
                 // An error is that of a voter that is not there; the next question goes out all the same.
                 _ = self.socket.readable() => {}
+                () = self.devices.changed() => return,
                 () = tokio::time::sleep(wake) => {}
             }
         }

@@ -197,17 +197,22 @@ pub fn kill_all(lab: &Lab) -> Result<usize> {
     }
 }
 
-/// Kills all that runs on a host at once, as the loss of its power would: agent, guard, guests, and what would start them
-/// again. Its watchdog stands outside. Returns how many.
-pub fn kill_host(lab: &Lab, host: Host) -> Result<usize> {
+/// Everything that runs on a host: agent, guard, guests, and what would start them again. Its watchdog stands outside.
+pub fn on_host(lab: &Lab, host: Host) -> Result<Vec<Member>> {
     let (name, guard) = (host.name(), crate::command::guard_role(host));
+    let mut members: Vec<_> =
+        all(&lab.dir).into_iter().filter(|member| member.role == name || member.role == guard).collect();
+    let known: BTreeSet<_> = members.iter().map(|member| member.pid).collect();
+    let inside = in_space(&lab.host_space(host))?;
+    members.extend(inside.into_iter().filter(|member| !known.contains(&member.pid)));
+    Ok(members)
+}
+
+/// Kills all that runs on a host at once, as the loss of its power would. Returns how many.
+pub fn kill_host(lab: &Lab, host: Host) -> Result<usize> {
     let mut killed = BTreeSet::new();
     loop {
-        let mut members: Vec<_> =
-            all(&lab.dir).into_iter().filter(|member| member.role == name || member.role == guard).collect();
-        let known: BTreeSet<_> = members.iter().map(|member| member.pid).collect();
-        let inside = in_space(&lab.host_space(host))?;
-        members.extend(inside.into_iter().filter(|member| !known.contains(&member.pid)));
+        let mut members = on_host(lab, host)?;
         if members.is_empty() {
             return Ok(killed.len());
         }
