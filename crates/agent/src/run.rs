@@ -272,7 +272,7 @@ fn guard(
     let found = adopt::find(&config.run_dir, records);
     let wards = wards(records, &found).context("read what lives under the lease")?;
     let (handle, keeper) =
-        Keeper::new(identity, wards, assigned.subscribe(), Arc::clone(outbox) as Arc<dyn Reports>);
+        Keeper::prepare(identity, wards, assigned.subscribe(), Arc::clone(outbox) as Arc<dyn Reports>);
     Ok((Arc::new(handle), Some(keeper)))
 }
 

@@ -100,7 +100,7 @@ pub enum AgentVerb {
     /// Run the agent in the foreground
     Run(RunArgs),
     /// Make this machine a host, with the token that `server init` or `host token` printed
-    Join(JoinArgs),
+    Join(Box<JoinArgs>),
 }
 
 #[derive(Debug, Args)]

@@ -11,4 +11,4 @@ pub mod turn;
 
 mod runner;
 
-pub use runner::{Sink, run};
+pub use runner::{Candidate, Sink, run};

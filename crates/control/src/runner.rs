@@ -24,19 +24,25 @@ const REVISIONS_KEPT: u64 = 10_000;
 /// Where the reasons of committed actions go.
 pub type Sink = Arc<dyn Fn(Event) + Send + Sync>;
 
+/// Who wants to lead.
+pub struct Candidate {
+    pub name: String,
+    /// Asks voters about hosts while it leads. Without one no host is ever proven lost.
+    pub fencer: Option<Fencer>,
+}
+
 /// Leads whenever it may, until cancelled. Ends with an error only when the store is closed for good.
 pub async fn run(
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
-    holder: String,
+    Candidate { name, mut fencer }: Candidate,
     sink: Sink,
-    mut fencer: Option<Fencer>,
     cancel: CancellationToken,
 ) -> Result<(), Error> {
     let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
     loop {
         let term = async {
-            let lease = leader::win(&*store, &holder).await?;
+            let lease = leader::win(&*store, &name).await?;
             tracing::info!(epoch = lease.epoch, "leads");
             lead(&store, &*clock, &lease, (&sink, fencer.as_mut())).await
         };

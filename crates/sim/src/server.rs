@@ -46,7 +46,8 @@ impl World {
                 }
             });
             let clock = Arc::new(world.clone());
-            let ended = sterna_control::run(store, clock, "server".to_owned(), sink, None, token).await;
+            let candidate = sterna_control::Candidate { name: "server".to_owned(), fencer: None };
+            let ended = sterna_control::run(store, clock, candidate, sink, token).await;
             if let Err(error) = ended {
                 world.violate(format!("control gave up: {error}"));
             }

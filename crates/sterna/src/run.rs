@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use sterna_base::clock::SystemClock;
 use sterna_base::log;
 use sterna_cli::machine::RunArgs;
-use sterna_control::Sink;
+use sterna_control::{Candidate, Sink};
 use sterna_model::event::Event;
 use sterna_server::Config;
 use sterna_store::{History, Sqlite, Store};
@@ -41,7 +41,6 @@ pub async fn serve(
     history: Arc<History>,
     cancel: CancellationToken,
 ) -> Result<()> {
-    let holder = format!("server-{}", std::process::id());
     // What runs goes on running: without it hosts only get no new leases.
     let fencer = guard::fencer(&config).unwrap_or_else(|error| {
         tracing::error!(error = format!("{error:#}"), "guards are not spoken to: no host gets a lease");
@@ -50,9 +49,8 @@ pub async fn serve(
     let deciding = sterna_control::run(
         Arc::clone(&store),
         Arc::new(SystemClock),
-        holder,
+        Candidate { name: format!("server-{}", std::process::id()), fencer },
         sink(Arc::clone(&history)),
-        fencer,
         cancel.clone(),
     );
     let serving = sterna_server::run(config, store, history, cancel.clone());

@@ -108,7 +108,7 @@ pub struct Keeper {
 
 impl Keeper {
     /// `wards`: what an earlier agent had listed, all of it: what is missing the guard would let go.
-    pub fn new(
+    pub fn prepare(
         identity: Identity,
         wards: BTreeMap<Uuid, Ward>,
         assigned: watch::Receiver<Option<Arc<Assignment>>>,

@@ -59,7 +59,7 @@ impl World {
             socket,
         };
         let assigned = watch::Sender::new(None);
-        let (handle, keeper) = Keeper::new(identity, wards, assigned.subscribe(), Arc::new(Mouth(tell)));
+        let (handle, keeper) = Keeper::prepare(identity, wards, assigned.subscribe(), Arc::new(Mouth(tell)));
         let seen = watch::Sender::<Option<GuardSeen>>::new(None);
         let (now, row) = (seen.subscribe(), seen.subscribe());
         let host = move || Up::Event {
