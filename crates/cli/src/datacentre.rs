@@ -6,6 +6,7 @@ use sterna_client::datacentre::{Datacentre, Datacentres};
 use sterna_client::object::Patch;
 use sterna_model::bandwidth::BandwidthLimit;
 use sterna_model::datacentre::DatacentreSpec;
+use sterna_model::ha::Profile;
 use sterna_model::meta::Name;
 
 use crate::crud::{self, About, Delete};
@@ -57,6 +58,34 @@ pub struct Set {
     /// No limits: moves take what its line carries
     #[arg(long, conflicts_with = "bandwidth")]
     no_bandwidth: bool,
+    /// How long its hosts' leases last: a short one starts VMs of a lost host
+    /// sooner, and asks more of the network
+    #[arg(long, value_enum, value_name = "PROFILE")]
+    leases: Option<Leases>,
+}
+
+/// How long a lease lasts, with its watchdog.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Leases {
+    /// 2 s and 1 s; for labs
+    Fast,
+    /// 4 s and 3 s
+    Quick,
+    /// 10 s and 5 s
+    Standard,
+    /// 20 s and 10 s
+    Patient,
+}
+
+impl From<Leases> for Profile {
+    fn from(leases: Leases) -> Self {
+        match leases {
+            Leases::Fast => Profile::Fast,
+            Leases::Quick => Profile::Quick,
+            Leases::Standard => Profile::Standard,
+            Leases::Patient => Profile::Patient,
+        }
+    }
 }
 
 /// What is to be changed, as a merge patch: limits are replaced as a whole.
@@ -65,7 +94,9 @@ fn changes(args: &Set) -> Map<String, Value> {
     let location = args.location.as_ref().map(|location| ("location".to_owned(), json!(location)));
     let bandwidth =
         (args.no_bandwidth || !limits.is_empty()).then(|| ("bandwidth".to_owned(), json!(limits)));
-    location.into_iter().chain(bandwidth).collect()
+    let profile = args.leases.map(Profile::from);
+    let leases = profile.map(|profile| ("ha".to_owned(), json!({ "profile": profile })));
+    location.into_iter().chain(bandwidth).chain(leases).collect()
 }
 
 async fn set(session: &Session, args: Set) -> Result<()> {

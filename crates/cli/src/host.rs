@@ -1,5 +1,8 @@
 //! Machines that run VMs.
 
+/// What switches them off when they are lost.
+pub mod fence;
+
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use sterna_client::host::{Host, Hosts};
@@ -57,6 +60,9 @@ pub enum Verb {
         #[arg(long, value_name = "NAME")]
         typed: Option<Name>,
     },
+    /// Set, ask and remove what switches a host off when it is lost
+    #[command(subcommand)]
+    Fence(fence::Verb),
     /// Forget hosts that are gone for good and have no VMs
     Delete(Delete),
     /// Say whether this machine can be a host, and what to mend
@@ -146,6 +152,7 @@ pub async fn run(session: &Session, verb: Verb) -> Result<()> {
             .await
         }
         Verb::ConfirmDead { name, typed } => confirm_dead(session, &name, typed).await,
+        Verb::Fence(verb) => fence::run(session, verb).await,
         Verb::Token { host } => token(session, host.as_ref()).await,
         Verb::Delete(args) => crud::delete::<Hosts>(session, &args, "").await,
         // These act on this machine and never come here.

@@ -1,9 +1,12 @@
 //! Machines that run VMs, and the tokens that make one.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sterna_base::clock::Timestamp;
 use sterna_base::units::Bytes;
+use sterna_model::fence::{PowerState, Secret};
 use sterna_model::host::{HostReport, HostSpec};
 use sterna_model::loss::Loss;
 use sterna_model::meta::Name;
@@ -63,6 +66,22 @@ pub struct HostToken {
     pub expires: Timestamp,
 }
 
+/// A fence device as it is to be. Secrets are sent and never come back.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct NewFence {
+    pub agent: String,
+    pub options: BTreeMap<String, String>,
+    pub secrets: BTreeMap<String, Secret>,
+}
+
+/// What a device said.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FenceTested {
+    pub host: Name,
+    pub agent: String,
+    pub power: PowerState,
+}
+
 impl Client {
     /// Makes a token that one machine can join with.
     pub async fn host_token(&self, host: Option<&Name>) -> Result<HostToken> {
@@ -84,6 +103,21 @@ impl Api<'_, Hosts> {
     /// A person has looked: nothing runs on it any more.
     pub async fn confirm_dead(&self, name: &Name, typed: &Name) -> Result<Answer<Host>> {
         self.ask(name, "confirm-dead", &json!({ "host": typed })).await
+    }
+
+    /// Sets what switches the host off when it is lost; refused when it does not answer.
+    pub async fn set_fence(&self, name: &Name, device: &NewFence) -> Result<Answer<Host>> {
+        self.ask(name, "fence", device).await
+    }
+
+    /// Asks the host's device whether the host is on. Switches nothing.
+    pub async fn test_fence(&self, name: &Name) -> Result<FenceTested> {
+        self.client.post(&format!("/v1/hosts/{name}/fence/test"), &json!({})).await
+    }
+
+    /// Takes the host's device away.
+    pub async fn remove_fence(&self, name: &Name) -> Result<Answer<Host>> {
+        self.client.delete(&format!("/v1/hosts/{name}/fence"), &[]).await
     }
 
     pub async fn undrain(&self, name: &Name) -> Result<Answer<Host>> {

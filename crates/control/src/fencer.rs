@@ -1,4 +1,4 @@
-//! Asks voters about hosts, and collects proofs that a lease is over. Decides nothing: `plan::ha::fence` does, with what is
+//! Asks voters about hosts, and collects proofs that a lease is over; has fence devices switch off what is lost. Decides nothing: `plan::ha::fence` does, with what is
 //! heard here.
 //!
 //! ```text
@@ -10,6 +10,8 @@
 //! All time in here is this machine's `CLOCK_BOOTTIME`. A fence is asked for only once the store says that the host is being
 //! fenced: from there is no way back.
 
+/// What hosts' fence devices are asked for.
+mod devices;
 /// How it speaks.
 mod voice;
 /// One host, as its voters see it.
@@ -31,9 +33,11 @@ use sterna_model::ha::{Peer, VoterDecision};
 use sterna_model::meta::Name;
 use sterna_plan::View;
 use sterna_plan::ha::fence::Sights;
+use sterna_plan::ha::power::Heard;
 use sterna_plan::ha::voters::Server;
 use uuid::Uuid;
 
+use devices::Devices;
 use voice::Udp;
 pub use voice::Voice;
 use watched::Watched;
@@ -51,6 +55,8 @@ pub struct Settings {
     /// As voters reach it.
     pub peer: Peer,
     pub witness: Option<Witness>,
+    /// Where the fence agents of this machine lie.
+    pub agents: PathBuf,
 }
 
 /// The guard beside the server: a voter without VMs.
@@ -69,6 +75,7 @@ pub struct Fencer {
     /// Of the view that it was learned from.
     revision: Option<u64>,
     next_alert: BootInstant,
+    devices: Devices,
 }
 
 /// A datacentre's voters.
@@ -83,12 +90,13 @@ impl Fencer {
         let witness = settings.witness.as_ref().map(|witness| (witness.id, witness.peer.clone()));
         let teller = settings.witness.map(witness::Teller::start);
         let voice = Udp::open(HostId(settings.id), settings.key, settings.listen, teller)?;
-        Ok(Self::over(Server { fencer: (settings.id, settings.peer), witness }, Box::new(voice)))
+        let server = Server { fencer: (settings.id, settings.peer), witness };
+        Ok(Self::over(server, Box::new(voice), settings.agents))
     }
 
-    /// Speaks through something else than a socket.
+    /// Speaks through something else than a socket. `agents`: where fence agents are.
     #[must_use]
-    pub fn over(server: Server, voice: Box<dyn Voice>) -> Self {
+    pub fn over(server: Server, voice: Box<dyn Voice>, agents: PathBuf) -> Self {
         Self {
             server,
             voice,
@@ -96,6 +104,7 @@ impl Fencer {
             hosts: BTreeMap::new(),
             revision: None,
             next_alert: BootInstant::default(),
+            devices: Devices::new(agents),
         }
     }
 
@@ -109,6 +118,18 @@ impl Fencer {
     pub fn sights(&self) -> Sights {
         let now = self.voice.now();
         self.hosts.iter().map(|(name, host)| (name.clone(), host.sight(now))).collect()
+    }
+
+    /// What fence devices have said.
+    #[must_use]
+    pub fn heard(&self) -> &Heard {
+        self.devices.heard()
+    }
+
+    /// This server leads no more: nothing is switched off by its word.
+    pub fn rest(&mut self) {
+        self.devices.rest();
+        self.revision = None;
     }
 
     /// Takes over who is to be watched, and by whose word.
@@ -139,6 +160,7 @@ impl Fencer {
             (site.voters, site.profile) = (voters, profile);
         }
         self.learn_hosts(view, &decisions, now);
+        self.devices.learn(view);
         if let Some((witness, _)) = &self.server.witness {
             let settings = witness::settings(*witness, &decisions, self.server.fencer.0, view.revision);
             self.voice.tell_witness(settings);
@@ -169,7 +191,11 @@ impl Fencer {
                 return;
             }
             let wake = self.next_wake();
-            self.voice.wait(wake).await;
+            tokio::select! {
+                biased; // A simulation's order is fixed.
+                () = self.devices.changed() => return,
+                () = self.voice.wait(wake) => {}
+            }
         }
     }
 

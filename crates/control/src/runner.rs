@@ -51,6 +51,9 @@ pub async fn run(
             () = cancel.cancelled() => return Ok(()),
             result = term => result,
         };
+        if let Some(fencer) = &mut fencer {
+            fencer.rest();
+        }
         match result {
             Ok(()) | Err(Error::Deposed { .. }) => backoff.reset(),
             Err(error @ Error::Closed { .. }) => return Err(error),
@@ -97,7 +100,8 @@ async fn lead(
         let turn = match &mut fencer {
             Some(fencer) => {
                 fencer.learn(mind.view());
-                mind.turn_with(lease, (&fencer.sights(), fencer.server()), clock.now()).await?
+                let sights = fencer.sights();
+                mind.turn_hearing(lease, (&sights, fencer.server(), fencer.heard()), clock.now()).await?
             }
             None => mind.turn(lease, clock.now()).await?,
         };

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use sterna_base::clock::Timestamp;
 use sterna_model::event::Event;
 use sterna_plan::ha::fence::{self, Sights};
+use sterna_plan::ha::power::{self, Heard};
 use sterna_plan::ha::voters::{self, Server};
 use sterna_plan::{Action, View};
 use sterna_store::{Batch, Error, Lease, Revision, Store, Txn};
@@ -71,11 +72,22 @@ impl Mind {
         self.commit(lease, actions).await
     }
 
-    /// The same with what the fencer hears. What follows from that comes first, and what rests on it in the next turn.
+    /// The same with what the fencer hears of voters.
     pub async fn turn_with(
         &mut self,
         lease: &Lease,
         (sights, server): (&Sights, &Server),
+        now: Timestamp,
+    ) -> Result<Turn, Error> {
+        self.turn_hearing(lease, (sights, server, &Heard::new()), now).await
+    }
+
+    /// The same with what it hears of fence devices as well. What follows from that comes first, and what rests on it in the next
+    /// turn.
+    pub async fn turn_hearing(
+        &mut self,
+        lease: &Lease,
+        (sights, server, devices): (&Sights, &Server, &Heard),
         now: Timestamp,
     ) -> Result<Turn, Error> {
         if sterna_plan::recovery::is_on(&self.view) {
@@ -83,6 +95,7 @@ impl Mind {
             return self.turn(lease, now).await;
         }
         let mut actions = fence::plan(&self.view, sights, now);
+        actions.extend(power::plan(&self.view, devices, now));
         actions.extend(voters::plan(&self.view, server, now));
         let is_first = !actions.is_empty();
         if !is_first {

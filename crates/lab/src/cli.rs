@@ -17,7 +17,7 @@ use crate::probe::Probes;
 use crate::say::Say;
 use crate::supervise::{self, Supervise};
 use crate::up::Wishes;
-use crate::{down, show, status, up, wan, watchdog};
+use crate::{down, fence, show, status, up, wan, watchdog};
 
 #[derive(Debug, Parser)]
 #[command(name = "sterna")]
@@ -54,6 +54,9 @@ pub enum LabVerb {
     /// Carry the frames of a line (started by `up`)
     #[command(hide = true)]
     WanRelay(Relay),
+    /// Play the fence device of the hosts (run by the server)
+    #[command(hide = true)]
+    FenceFake(Faked),
     /// Play the watchdog of a host (started by `up`)
     #[command(hide = true)]
     Watchdog(Watched),
@@ -187,6 +190,12 @@ pub struct Relay {
 }
 
 #[derive(Debug, Args)]
+pub struct Faked {
+    #[arg(long, value_name = "DIR")]
+    dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
 pub struct Watched {
     #[arg(long, value_name = "DIR")]
     dir: PathBuf,
@@ -220,6 +229,10 @@ pub fn cli(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 pub fn run(verb: LabVerb) -> Result<ExitCode> {
     match verb {
         LabVerb::Demo(args) => return show::demo(&args.wishes, &args.place.lab()?, args.place.say()),
+        LabVerb::FenceFake(args) => {
+            let lab = Lab::load(&args.dir)?.context("find the lab")?;
+            return fence::run(&lab);
+        }
         LabVerb::Bench(args) => {
             let lab = Lab::new("bench", BENCH_NET, BENCH_PORT, &args.dir)?;
             return show::bench(&args.wishes, &lab, Say::Text);

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::place::{Host, Lab, Pair, Site};
-use crate::{netns, watchdog};
+use crate::{fence, netns, watchdog};
 
 /// Names the CLI's context file.
 const CONTEXT: &str = "STERNA_CONFIG";
@@ -105,7 +105,18 @@ pub fn init_server(lab: &Lab) -> Result<()> {
         "--run-dir",
         &run,
     ];
-    sterna(lab, None, &args).context("set up the server").map(drop)
+    sterna(lab, None, &args).context("set up the server")?;
+    name_agents(lab).context("name the lab's fence agents")
+}
+
+/// The server of a lab runs no fence agent but the lab's own.
+fn name_agents(lab: &Lab) -> Result<()> {
+    fence::install(lab)?;
+    let path = server_settings(lab);
+    let text = std::fs::read_to_string(&path).context("read the server's settings")?;
+    let named = format!("[fencing]\nagents = {:?}\n", fence::agents(lab));
+    let text = text.replacen("[fencing]\n", &named, 1);
+    sterna_base::file::write_durably(&path, text.as_bytes(), 0o600).context("write the server's settings")
 }
 
 /// Whether the server answers.

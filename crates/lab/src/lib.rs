@@ -22,6 +22,8 @@ pub mod command;
 pub mod demo;
 /// Removes a lab, whatever state it is in.
 pub mod down;
+/// What switches hosts of a lab off: a fake.
+pub mod fence;
 /// Processes that belong to a lab.
 pub mod member;
 /// Entering network namespaces.

@@ -187,15 +187,17 @@ pub fn kill_all(lab: &Lab) -> Result<usize> {
     kill_until_none(|| Ok(with(all(&lab.dir), in_spaces(lab)?)))
 }
 
-/// Kills all that runs on a host at once, as the loss of its power would: agent, guard, guests, and what would start them
-/// again. Its watchdog stands outside. Returns how many.
-pub fn kill_host(lab: &Lab, host: Host) -> Result<usize> {
+/// Everything that runs on a host: agent, guard, guests, and what would start them again. Its watchdog stands outside.
+pub fn on_host(lab: &Lab, host: Host) -> Result<Vec<Member>> {
     let (name, guard) = (host.name(), crate::command::guard_role(host));
     let is_inside = |member: &Member| member.role == name || member.role == guard;
-    kill_until_none(|| {
-        let members = all(&lab.dir).into_iter().filter(is_inside).collect();
-        Ok(with(members, in_space(&lab.host_space(host))?))
-    })
+    let members = all(&lab.dir).into_iter().filter(is_inside).collect();
+    Ok(with(members, in_space(&lab.host_space(host))?))
+}
+
+/// Kills all that runs on a host at once, as the loss of its power would. Returns how many.
+pub fn kill_host(lab: &Lab, host: Host) -> Result<usize> {
+    kill_until_none(|| on_host(lab, host))
 }
 
 /// Kills what has this role, and what would start it again. Returns how many.

@@ -10,6 +10,7 @@ use sterna_base::clock::Timestamp;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use crate::fence::DeviceSeen;
 use crate::meta::Name;
 
 /// Fewer voters survive no loss: no lease is given then.
@@ -145,6 +146,9 @@ pub struct HostDecision {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = DateTime)]
     pub quarantined_until: Option<Timestamp>,
+    /// What its fence device said last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<DeviceSeen>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
@@ -183,6 +187,14 @@ pub enum Proof {
     },
     /// A person looked.
     F5 { by: String },
+    /// The host's fence device switched it off, and said afterwards that it is off.
+    F2 {
+        /// [`crate::fence::FenceDevice::id`].
+        device: Uuid,
+        agent: String,
+        /// What the host's report called its boot: what was there before is gone with that one.
+        boot: String,
+    },
 }
 
 impl Proof {
@@ -191,6 +203,7 @@ impl Proof {
         match self {
             Proof::F3 { .. } => "F3",
             Proof::F5 { .. } => "F5",
+            Proof::F2 { .. } => "F2",
         }
     }
 }
@@ -207,6 +220,7 @@ impl Default for HostDecision {
             fenced: None,
             fenced_at: Vec::new(),
             quarantined_until: None,
+            device: None,
         }
     }
 }
@@ -311,13 +325,12 @@ pub enum Ha {
 }
 
 /// What becomes of a VM whose host has lost its lease.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Isolation {
     /// It is ended, so that it can be started elsewhere.
-    #[default]
     Kill,
-    /// It runs on; only a person's word starts it elsewhere.
+    /// It runs on; it is started elsewhere once the host is known to be off.
     Keep,
 }
 
@@ -326,7 +339,7 @@ pub enum Isolation {
 pub struct Takeover {
     pub from: Name,
     pub from_epoch: u64,
-    /// `F3` or `F5`; the whole proof is in the lost host's decision.
+    /// `F2`, `F3` or `F5`; the whole proof is in the lost host's decision.
     pub proof: String,
 }
 

@@ -10,6 +10,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::cpu::{Accel, CpuReport};
+use crate::fence::FenceDevice;
 use crate::ha::{ConfirmedDead, GuardSeen};
 use crate::meta::Name;
 use crate::probe::LineProbe;
@@ -31,6 +32,9 @@ pub struct HostSpec {
     /// A person looked: of the host's lease of that epoch nothing runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub confirmed_dead: Option<ConfirmedDead>,
+    /// What switches it off when it is lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fence: Option<FenceDevice>,
 }
 
 /// Where a host is reached, by purpose. What has no address of its own uses `management`.

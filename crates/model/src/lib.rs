@@ -18,6 +18,8 @@ pub mod datacentre;
 pub mod error;
 /// Facts recorded for people, each with a reason.
 pub mod event;
+/// What switches a host off from outside.
+pub mod fence;
 /// What a live migration is expected to take.
 pub mod forecast;
 /// Who grants hosts their leases, and how it is known that one is over.

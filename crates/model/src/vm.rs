@@ -71,13 +71,10 @@ pub struct VmSpec {
     /// Whether it is started elsewhere when its host is lost. Absent: where it could run elsewhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ha: Option<Ha>,
-    /// What becomes of it when its host has lost its lease.
-    #[serde(default, skip_serializing_if = "is_kill")]
-    pub isolation: Isolation,
-}
-
-fn is_kill(isolation: &Isolation) -> bool {
-    *isolation == Isolation::Kill
+    /// What becomes of it when its host has lost its lease. Absent: it is kept where a fence device with power of its own
+    /// tells whether the host is off, and killed everywhere else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub isolation: Option<Isolation>,
 }
 
 /// The limits the API holds a VM to.

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
+use sterna_model::ha::HaState;
 use sterna_model::host::PoolSeen;
 use sterna_model::meta::Name;
 use sterna_model::migration::{MigrationDecision, MigrationSpec, Phase, SideState, Via, VolumeMove};
@@ -21,7 +22,7 @@ use crate::pace;
 use crate::probe;
 use crate::sibling;
 use crate::tunnel;
-use crate::view::{Host, View, Vm};
+use crate::view::{Host, OwnerCopy, View, Vm};
 
 /// The whole assignment of a host; empty for a host that has not joined.
 #[must_use]
@@ -69,6 +70,13 @@ fn of_vm(view: &View, vm: &Vm<'_>, host: &Host<'_>) -> Option<VmAssignment> {
     let migration = view.migration_of(vm.name);
     let role = |epoch, role| Some(VmAssignment { name: vm.name.clone(), uid: vm.meta.uid, epoch, role });
     if decision.owner.host == *host.name {
+        // Of a host that is lost it may be known that it was off, and another may have the VM by the time that this is read: a copy
+        // that no guard knows must not begin there late.
+        let is_lost = matches!(host.ha(), HaState::Fencing | HaState::Fenced);
+        let has_begun = vm.owner_copy() != OwnerCopy::Unheard || decision.host_epoch.is_some();
+        if is_lost && !has_begun && vm.is_wanted() {
+            return None;
+        }
         return role(decision.owner.epoch, Role::Owner(Box::new(owner(view, vm, decision, migration, host))));
     }
     let row = vm.entry.reports.get(host.name);

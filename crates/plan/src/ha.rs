@@ -10,6 +10,8 @@
 pub mod fence;
 /// Which VMs live under their host's lease, and which hosts have one.
 pub mod lease;
+/// What hosts' fence devices are asked for, and what follows from what they say.
+pub mod power;
 /// Starts what was on a host that is proven lost.
 pub mod recover;
 /// Who grants the leases of a datacentre.

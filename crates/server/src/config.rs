@@ -165,6 +165,17 @@ pub struct Fencing {
     /// `guard.toml` of the guard beside this server: a voter where the hosts are fewer than three, or even in number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub witness: Option<PathBuf>,
+    /// Where the fence agents of this machine lie.
+    #[serde(default = "agents", skip_serializing_if = "are_usual")]
+    pub agents: PathBuf,
+}
+
+fn agents() -> PathBuf {
+    PathBuf::from(sterna_power::AGENTS)
+}
+
+fn are_usual(path: &Path) -> bool {
+    path == Path::new(sterna_power::AGENTS)
 }
 
 impl Default for Config {

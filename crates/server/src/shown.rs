@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use sterna_base::units::Bytes;
 use sterna_model::cluster::{ClusterDecision, ClusterSpec};
 use sterna_model::datacentre::DatacentreSpec;
+use sterna_model::fence::FenceDevice;
 use sterna_model::ha::{HostDecision, VoterDecision};
 use sterna_model::host::{HostReport, HostSpec, LinkState};
 use sterna_model::image::{ImageReport, ImageSpec};
@@ -272,7 +273,8 @@ impl Resource for Hosts {
     }
 
     fn show(eye: Eye<'_>, entry: &Entry<HostSpec, HostDecision, HostReport>) -> Option<Host> {
-        let (kind, meta, revision, spec) = head!(Kind::Host, entry.spec.as_ref()?);
+        let (kind, meta, revision, mut spec) = head!(Kind::Host, entry.spec.as_ref()?);
+        spec.fence = spec.fence.as_ref().map(FenceDevice::without_secrets);
         let report = row(entry.report.as_ref());
         let status = host_status(eye, &meta.name, &spec, report.as_ref());
         Some(Host { kind, meta, revision, spec, decision: row(entry.decision.as_ref()), report, status })

@@ -68,6 +68,7 @@ impl World {
                 cordoned: false,
                 draining: false,
                 confirmed_dead: None,
+                fence: None,
             };
             txn = self.put_new(txn, Kind::Host, host_name(host).as_str(), spec);
         }

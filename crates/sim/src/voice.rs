@@ -60,7 +60,7 @@ impl World {
         };
         let radio =
             Radio { world: self.clone(), node, me, inbox, heard: VecDeque::new(), peers: BTreeSet::new() };
-        Some(Fencer::over(server, Box::new(radio)))
+        Some(Fencer::over(server, Box::new(radio), std::path::PathBuf::new()))
     }
 
     /// Runs a controller, but for the time in which its process stands still.

@@ -83,7 +83,8 @@ pub fn fencing(args: &InitArgs, advertise: &str) -> Result<Option<Fencing>> {
     let Some(ip) = advertised(advertise) else { return Ok(None) };
     // Beside a host there is that host's guard.
     let witness = args.server_only.then(|| settings_beside(&args.config_out)).transpose()?;
-    Ok(Some(Fencing { listen: SocketAddr::new(ip, FENCER_PORT), witness }))
+    let agents = PathBuf::from(sterna_power::AGENTS);
+    Ok(Some(Fencing { listen: SocketAddr::new(ip, FENCER_PORT), witness, agents }))
 }
 
 fn advertised(advertise: &str) -> Option<IpAddr> {
@@ -93,7 +94,7 @@ fn advertised(advertise: &str) -> Option<IpAddr> {
 
 /// The guard beside a server that is no host.
 pub fn prepare_witness(args: &InitArgs, config: &Config) -> Result<()> {
-    let Some(Fencing { listen, witness: Some(settings) }) = &config.fencing else { return Ok(()) };
+    let Some(Fencing { listen, witness: Some(settings), .. }) = &config.fencing else { return Ok(()) };
     if settings.exists() {
         return Ok(());
     }
@@ -153,7 +154,8 @@ pub fn fencer(config: &Config) -> Result<Option<Fencer>> {
     let key = HostKey::from_text(&kept.key).context("understand the server's key for guards")?;
     let peer = peer("server", &key, vec![fencing.listen])?;
     let witness = fencing.witness.as_deref().map(witness).transpose()?;
-    let settings = Settings { id: kept.id, key, listen: fencing.listen, peer, witness };
+    let (listen, agents) = (fencing.listen, fencing.agents.clone());
+    let settings = Settings { id: kept.id, key, listen, peer, witness, agents };
     Ok(Some(Fencer::open(settings)?))
 }
 

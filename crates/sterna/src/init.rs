@@ -240,7 +240,21 @@ async fn start(args: &InitArgs, config: &Config, context: &ClientContext, termin
     let here = ClientContext { server: local_address(config), ..context.clone() };
     answers(&Client::new(&here)?).await?;
     if !args.server_only {
-        terminal.talk(&format!("agent: {}", join::service(&args.host)?.start()?));
+        join::start(&args.host, terminal)?;
+        terminal.talk(
+            "two machines cannot tell which of them is lost: from a third voter on (another host, or a server on a machine of its \
+             own) VMs of a lost host are started elsewhere",
+        );
+        return Ok(());
+    }
+    match config.fencing.as_ref().and_then(|fencing| fencing.witness.clone()) {
+        Some(settings) => {
+            let witness = Service { role: "guard", settings, run_dir: config::absolute(&args.host.run_dir)? };
+            terminal.talk(&format!("guard beside the server: {}", witness.start()?));
+        }
+        None => terminal.talk(
+            "no host gets a lease, and nothing is started elsewhere when one is lost: --advertise is no address that guards could use",
+        ),
     }
     Ok(())
 }

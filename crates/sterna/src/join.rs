@@ -35,12 +35,21 @@ pub async fn command(args: &JoinArgs, terminal: &Terminal) -> Result<()> {
         terminal.talk(&format!("not started; `sterna agent run --settings {settings}` runs it"));
         return Ok(());
     }
-    if args.host.watchdog.is_some() {
-        let started = guard_service(&args.host)?.start()?;
-        terminal.talk(&format!("guard: {started}"));
+    start(&args.host, terminal)
+}
+
+/// Guard and agent of a host that has joined. A guard without a watchdog votes for the others.
+pub fn start(args: &HostArgs, terminal: &Terminal) -> Result<()> {
+    let settings = guard::settings_beside(&args.agent_config_out)?;
+    let guard = Service { role: "guard", settings, run_dir: config::absolute(&args.run_dir)? };
+    terminal.talk(&format!("guard: {}", guard.start()?));
+    terminal.talk(&format!("agent: {}", service(args)?.start()?));
+    if args.watchdog.is_none() {
+        terminal.talk(
+            "no watchdog: when this host is lost, its VMs are not started elsewhere by themselves; join it with \
+             --watchdog /dev/watchdog where it has one",
+        );
     }
-    let started = service(&args.host)?.start()?;
-    terminal.talk(&format!("agent: {started}"));
     Ok(())
 }
 
@@ -154,14 +163,8 @@ fn make_dir(path: &Path) -> Result<()> {
     made.with_context(|| format!("make {}", path.display()))
 }
 
-/// The host's guard as a service of this machine.
-fn guard_service(args: &HostArgs) -> Result<Service> {
-    let settings = guard::settings_beside(&args.agent_config_out)?;
-    Ok(Service { role: "guard", settings, run_dir: config::absolute(&args.run_dir)? })
-}
-
 /// The agent as a service of this machine.
-pub fn service(args: &HostArgs) -> Result<Service> {
+fn service(args: &HostArgs) -> Result<Service> {
     let settings = config::absolute(&args.agent_config_out)?;
     Ok(Service { role: "agent", settings, run_dir: config::absolute(&args.run_dir)? })
 }

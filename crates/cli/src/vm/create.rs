@@ -85,7 +85,7 @@ pub struct Create {
     /// Start it elsewhere when its host is lost [default: on where it could run elsewhere]
     #[arg(long, value_enum, value_name = "ON|OFF")]
     ha: Option<OnLoss>,
-    /// What becomes of it when its host has lost its lease [default: kill]
+    /// What becomes of it when its host has lost its lease [default: keep where a fence device with its own power switches the host off, else kill]
     #[arg(long, value_enum, value_name = "WHAT")]
     isolation: Option<WhenIsolated>,
     /// Make it and leave it off

@@ -13,8 +13,16 @@ use crate::{ha, placement, recovery};
 
 type Rule = fn(&View, Timestamp) -> Vec<Firing>;
 
-const ALL: [Rule; 7] =
-    [host_unreachable, vm_restarted, vm_unplaced, pool_full, backup_old, recovery_waits, unreadable];
+const ALL: [Rule; 8] = [
+    host_unreachable,
+    vm_restarted,
+    vm_unplaced,
+    pool_full,
+    backup_old,
+    recovery_waits,
+    unreadable,
+    fence_device,
+];
 
 /// An agent that is upgraded, or a host that reboots at once, is back within this.
 const SILENT_FOR: Duration = Duration::from_secs(60);
@@ -166,4 +174,30 @@ fn unreadable(view: &View, _: Timestamp) -> Vec<Firing> {
         firing("unreadable", Critical, format!("row/{}", key.replace('/', "-")), text)
     });
     rows.filter(|firing| !firing.text.starts_with("alert/")).collect()
+}
+
+fn fence_device(view: &View, now: Timestamp) -> Vec<Firing> {
+    let found = view.hosts().filter_map(|host| {
+        let firing = |severity, text| firing("fence-device", severity, format!("host/{}", host.name), text);
+        if let Some(why) = ha::power::failure(&host) {
+            return Some(if ha::power::is_to_switch_off(view, &host) {
+                let text = format!(
+                    "it is lost, and its fence device does not switch it off: {why}; VMs that outlive its lease wait for that, or \
+                     for `sterna host confirm-dead {}`",
+                    host.name
+                );
+                firing(Critical, text)
+            } else {
+                firing(Warning, format!("its fence device would not prove that it is off: {why}"))
+            });
+        }
+        let lies = ha::power::is_contradicted(&host)
+            && host.decision.is_some_and(|decision| now.since(decision.since) >= SILENT_FOR);
+        lies.then(|| {
+            let text = "its fence device said that it is off, and the same boot of it is connected: the device is most likely \
+                        another machine's";
+            firing(Critical, text.to_owned())
+        })
+    });
+    found.collect()
 }

@@ -178,7 +178,14 @@ fn is_back(view: &View, host: &Host<'_>, now: Timestamp) -> Option<Action> {
     Some(action.compare(view, Key::report(Kind::Host, host.name)))
 }
 
-fn end(view: &View, host: &Host<'_>, before: &HostDecision, proof: Proof, now: Timestamp) -> HostDecision {
+/// The decision once it is proven that this epoch is over.
+pub(super) fn end(
+    view: &View,
+    host: &Host<'_>,
+    before: &HostDecision,
+    proof: Proof,
+    now: Timestamp,
+) -> HostDecision {
     let mut fenced_at: Vec<_> =
         before.fenced_at.iter().copied().filter(|at| now.since(*at) < LOSSES_WITHIN).collect();
     if view.index.load(host.name).owned > 0 {
@@ -231,7 +238,7 @@ fn now_apart(one: Timestamp, other: Timestamp) -> Duration {
     one.since(other).max(other.since(one))
 }
 
-fn change(
+pub(super) fn change(
     view: &View,
     host: &Host<'_>,
     after: &HostDecision,

@@ -14,6 +14,7 @@ use sterna_wire::assignment::{GuardOrder, Joined};
 
 use crate::action::Action;
 use crate::check;
+use crate::ha::power;
 use crate::view::{Host, Row, View, Vm};
 
 #[must_use]
@@ -45,7 +46,12 @@ pub fn held(host: &Host<'_>) -> Option<u64> {
 /// What would prove that the host's VMs may be started elsewhere; empty: nothing would.
 #[must_use]
 pub fn protected_by(host: &Host<'_>) -> Vec<&'static str> {
-    held(host).map(|_| "F3").into_iter().collect()
+    // Only the end of a lease makes anybody ask the device.
+    if held(host).is_none() {
+        return Vec::new();
+    }
+    let device = power::works(host).then_some("F2");
+    device.into_iter().chain(["F3"]).collect()
 }
 
 /// Why a host gets no VMs because of its lease.
@@ -62,20 +68,42 @@ pub fn refuses_vms(host: &Host<'_>) -> Option<String> {
     }
 }
 
-/// Whether a VM is to live under its host's lease, so that it can be started elsewhere.
+/// Whether a VM is to live, and to die, under this host's lease, so that it can be started elsewhere.
 #[must_use]
-pub fn wants(view: &View, vm: &Vm<'_>) -> bool {
-    obstacle(view, vm.spec).is_none()
+pub fn wants(view: &View, vm: &Vm<'_>, host: &Host<'_>) -> bool {
+    bound(view, vm.spec).is_none() && isolation(vm.spec, host) == Isolation::Kill
 }
 
-/// Why a VM is not started elsewhere when its host is lost.
+/// What becomes of the VM when this host has lost its lease. Not asked for, it is kept only where something tells that the host is
+/// off even when it has no power: nothing but the lease would otherwise.
 #[must_use]
-pub fn obstacle(view: &View, spec: &VmSpec) -> Option<String> {
+pub fn isolation(spec: &VmSpec, host: &Host<'_>) -> Isolation {
+    let default = if power::works_without_power(host) { Isolation::Keep } else { Isolation::Kill };
+    spec.isolation.unwrap_or(default)
+}
+
+/// Why a VM of this host is not started elsewhere when the host is lost.
+#[must_use]
+pub fn obstacle(view: &View, spec: &VmSpec, host: &Host<'_>) -> Option<String> {
+    bound(view, spec).or_else(|| {
+        let is_kept = isolation(spec, host) == Isolation::Keep && !power::works(host);
+        is_kept.then(|| match power::failure(host) {
+            Some(why) => {
+                format!("`isolation` is keep, and the fence device of host {} fails: {why}", host.name)
+            }
+            None => format!(
+                "`isolation` is keep: it outlives its host's lease, and host {} has no fence device",
+                host.name
+            ),
+        })
+    })
+}
+
+/// Why a VM is not started elsewhere, whichever host is lost.
+#[must_use]
+pub fn bound(view: &View, spec: &VmSpec) -> Option<String> {
     if spec.ha == Some(Ha::Off) {
         return Some("`ha` is off".to_owned());
-    }
-    if spec.isolation == Isolation::Keep {
-        return Some("`isolation` is keep: it outlives its host's lease".to_owned());
     }
     if spec.restart == RestartPolicy::Never {
         return Some("its restart policy is never".to_owned());
@@ -114,13 +142,14 @@ pub fn for_start(view: &View, vm: &Vm<'_>, host: &Host<'_>) -> Option<u64> {
         volumes: vm.spec.volumes.iter().filter(|volume| !unplaced(volume)).cloned().collect(),
         ..vm.spec.clone()
     };
-    (!goes_local && obstacle(view, &placed).is_none()).then_some(epoch)
+    let is_free = bound(view, &placed).is_none() && isolation(vm.spec, host) == Isolation::Kill;
+    (!goes_local && is_free).then_some(epoch)
 }
 
 /// The lease that a copy which runs here under none comes under.
 #[must_use]
 pub fn for_running(view: &View, vm: &Vm<'_>, host: &Host<'_>) -> Option<u64> {
-    held(host).filter(|_| wants(view, vm))
+    held(host).filter(|_| wants(view, vm, host))
 }
 
 /// What the host's guard is told.
@@ -227,7 +256,8 @@ fn cover(view: &View, vm: &Vm<'_>, now: Timestamp) -> Option<Action> {
     if before.host_epoch.is_none() && vm.owner_report().is_none_or(|row| row.lease.is_none()) {
         return None;
     }
-    let wanted = wants(view, vm);
+    // One that is to be kept from now on dies with the lease all the same: its guard has it until its next start.
+    let wanted = bound(view, vm.spec).is_none();
     let host_epoch = match (wanted, vm.owner_report()) {
         (false, _) => None,
         // A start that is under way says nothing yet.
@@ -241,7 +271,7 @@ fn cover(view: &View, vm: &Vm<'_>, now: Timestamp) -> Option<Action> {
         Some(epoch) => {
             ("protected", format!("the guard of host {} has it, under lease {epoch}", before.owner.host))
         }
-        None => ("unprotected", obstacle(view, vm.spec).unwrap_or_default()),
+        None => ("unprotected", bound(view, vm.spec).unwrap_or_default()),
     };
     let key = vm.key(Column::Decision);
     let after = VmDecision { host_epoch, ..before.clone() };

@@ -12,7 +12,7 @@ use sterna_model::vm::CopyState;
 
 use crate::action::Action;
 use crate::check::Needs;
-use crate::ha::{fence, lease};
+use crate::ha::{fence, lease, power};
 use crate::placement;
 use crate::start::{self, Reason};
 use crate::view::{Host, OwnerCopy, View, Vm};
@@ -47,14 +47,18 @@ pub fn obstacle(view: &View, vm: &Vm<'_>, now: Timestamp) -> Option<String> {
     }
     let decision = vm.decision()?;
     let host = view.host(&decision.owner.host)?;
-    let protected = decision.host_epoch.is_some();
+    let by_device = host.spec.fence.is_some() && lease::bound(view, vm.spec).is_none();
+    let protected = decision.host_epoch.is_some() || by_device;
     match host.ha() {
         HaState::Suspect if protected => Some(
             fence::brake(view, &host).unwrap_or_else(|| format!("its voters do not hear host {}", host.name)),
         ),
-        HaState::Fencing if protected => {
-            Some(format!("waits for proof that nothing runs on host {} any more", host.name))
-        }
+        HaState::Fencing if protected => Some(format!(
+            "waits for proof that nothing runs on host {} any more{}",
+            host.name,
+            failing(&host)
+        )),
+        HaState::Fenced if by_device => Some(waits_for_device(&host)),
         HaState::Fenced if !protected => Some(not_covered(view, vm, &host)),
         HaState::Left | HaState::Up if !host.is_connected() && !protected => {
             // Where nobody grants leases there is nothing to say of them.
@@ -64,8 +68,23 @@ pub fn obstacle(view: &View, vm: &Vm<'_>, now: Timestamp) -> Option<String> {
     }
 }
 
+/// The lease is over, and says nothing of a copy that outlives it.
+fn waits_for_device(host: &Host<'_>) -> String {
+    let name = host.name;
+    if power::is_contradicted(host) {
+        return format!("the fence device says that host {name} is off, and its agent is connected");
+    }
+    let failing = failing(host);
+    let hint = format!("`sterna host confirm-dead {name}` once somebody has looked");
+    format!("waits until the fence device of host {name} says that it is off{failing}; {hint}")
+}
+
+fn failing(host: &Host<'_>) -> String {
+    power::failure(host).map(|why| format!("; its fence device fails: {why}")).unwrap_or_default()
+}
+
 fn not_covered(view: &View, vm: &Vm<'_>, host: &Host<'_>) -> String {
-    let why = lease::obstacle(view, vm.spec).unwrap_or_else(|| "its host had no lease".to_owned());
+    let why = lease::obstacle(view, vm.spec, host).unwrap_or_else(|| "its host had no lease".to_owned());
     let name = host.name;
     format!(
         "host {name} is silent, and nothing proves that the VM has ended there ({why}); `sterna host confirm-dead {name}` once somebody has looked"
@@ -79,24 +98,34 @@ fn takeover(view: &View, vm: &Vm<'_>, now: Timestamp) -> Option<Result<Action, S
         return None;
     }
     let lost = view.host(&decision.owner.host)?;
-    let fenced = proof(&lost, decision.host_epoch)?;
+    let fenced = proof(view, vm, &lost)?;
     if let (Proof::F3 { .. }, Some(why)) = (&fenced.proof, fence::brake(view, &lost)) {
         return Some(Err(why));
     }
     Some(start_elsewhere(view, vm, &lost, fenced, now))
 }
 
-/// What proves that this ownership is over: for a copy under a lease, whatever ended that lease; for one under none, a
-/// person's word, as long as the host has not come back.
-fn proof<'a>(lost: &Host<'a>, host_epoch: Option<u64>) -> Option<&'a Fenced> {
+/// What proves that this ownership is over: for a copy under a lease, whatever ended that lease; for one under none, that the
+/// host was off, or a person's word, as long as the host has not come back.
+fn proof<'a>(view: &View, vm: &Vm<'_>, lost: &Host<'a>) -> Option<&'a Fenced> {
     let decision = lost.decision?;
-    match host_epoch {
-        Some(epoch) => decision.proof_for(epoch),
-        None => decision.fenced.as_ref().filter(|fenced| {
-            let by_person = matches!(fenced.proof, Proof::F5 { .. }) && fenced.epoch == decision.epoch;
-            by_person && decision.state == HaState::Fenced && !lost.is_connected()
-        }),
+    if let Some(epoch) = vm.decision()?.host_epoch {
+        return decision.proof_for(epoch);
     }
+    let is_away = decision.state == HaState::Fenced && !lost.is_connected();
+    decision.fenced.as_ref().filter(|fenced| {
+        let is_of_now = is_away && fenced.epoch == decision.epoch;
+        is_of_now
+            && match &fenced.proof {
+                Proof::F5 { .. } => true,
+                // Of a later boot it says nothing. A person means every VM; a device only those that are to be started elsewhere.
+                Proof::F2 { boot, .. } => {
+                    let is_that_boot = lost.report.is_some_and(|report| report.boot_id == *boot);
+                    is_that_boot && lease::bound(view, vm.spec).is_none()
+                }
+                Proof::F3 { .. } => false,
+            }
+    })
 }
 
 fn start_elsewhere(

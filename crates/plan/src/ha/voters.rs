@@ -36,7 +36,16 @@ pub fn plan(view: &View, server: &Server, now: Timestamp) -> Vec<Action> {
 #[must_use]
 pub fn count(view: &View, datacentre: &Name) -> usize {
     let decision = view.datacentres.get(datacentre).and_then(|entry| entry.decision.as_ref());
-    decision.map_or_else(|| guards(view, datacentre).count(), |row| row.voters.len())
+    let running = || guards(view, datacentre).filter(|(host, _)| has_guard_running(host)).count();
+    decision.map_or_else(running, |row| row.voters.len())
+}
+
+/// Where a host was joined and nobody has started its guard, a vote would be lost from the beginning.
+fn has_guard_running(host: &Host<'_>) -> bool {
+    let guard = host.report.and_then(|report| report.guard.as_ref());
+    guard.is_some_and(|guard| {
+        guard.trouble.is_none() || guard.configuration.is_some() || guard.watchdog != "none"
+    })
 }
 
 fn guards<'a>(view: &'a View, datacentre: &'a Name) -> impl Iterator<Item = (Host<'a>, Peer)> {
@@ -101,7 +110,7 @@ impl<'a> Site<'a> {
 
     /// Nothing rests on anybody's word yet: any set will do.
     fn first_voters(&self) -> BTreeSet<Uuid> {
-        let hosts = self.hosts.iter().filter(|(host, _)| host.is_connected());
+        let hosts = self.hosts.iter().filter(|(host, _)| host.is_connected() && has_guard_running(host));
         let mut voters: BTreeSet<_> = hosts.map(|(host, _)| host.meta.uid).take(VOTERS_MAX).collect();
         if self.wants_witness(voters.len()) {
             voters.extend(self.server.witness.iter().map(|(uid, _)| *uid));
@@ -123,7 +132,8 @@ impl<'a> Site<'a> {
             next.remove(gone);
             return next;
         }
-        let is_up = |host: &Host<'_>| host.is_connected() && host.ha() != HaState::Fenced;
+        let is_up =
+            |host: &Host<'_>| host.is_connected() && host.ha() != HaState::Fenced && has_guard_running(host);
         let spare = self.hosts.iter().find(|(host, _)| !before.contains(&host.meta.uid) && is_up(host));
         let dead = self
             .hosts

@@ -123,6 +123,7 @@ impl World {
                 cordoned: false,
                 draining: false,
                 confirmed_dead: None,
+                fence: None,
             },
         );
         self.report_host(text, |report| report.memory = memory);

@@ -1,5 +1,7 @@
 //! Machines that run VMs, and the tokens that make one.
 
+/// What switches a host off when it is lost.
+pub mod fence;
 /// What a loss of a host would do.
 pub mod loss;
 /// Removing a host: refused while anything is, or may be, on it.
@@ -48,6 +50,7 @@ pub fn routes() -> OpenApiRouter<App> {
         .routes(routes!(confirm_dead))
         .routes(routes!(create_token))
         .merge(loss::routes())
+        .merge(fence::routes())
 }
 
 /// All hosts that match.
@@ -82,6 +85,13 @@ async fn change(
         if new.confirmed_dead != old.confirmed_dead {
             return Err(refuse(Code::Invalid, "that a host is dead is not said by a change of its spec")
                 .hint("`sterna host confirm-dead`"));
+        }
+        if new.fence != old.fence {
+            return Err(refuse(
+                Code::Invalid,
+                "a fence device is not set by a change of the spec: it is asked first",
+            )
+            .hint("`sterna host fence set`"));
         }
         let movable = HostSpec { cordoned: old.cordoned, draining: old.draining, ..new.clone() };
         if movable != *old {

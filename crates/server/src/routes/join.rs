@@ -112,8 +112,15 @@ fn new_host(app: &App, request: &JoinRequest, txn: Txn) -> Answer<(String, Txn)>
     let txn = refer::<Datacentres>(&view, txn, &datacentre)?;
     let txn = refer::<Clusters>(&view, txn, &cluster)?;
     let addresses = request.addresses.clone();
-    let spec =
-        HostSpec { datacentre, cluster, addresses, cordoned: false, draining: false, confirmed_dead: None };
+    let spec = HostSpec {
+        datacentre,
+        cluster,
+        addresses,
+        cordoned: false,
+        draining: false,
+        confirmed_dead: None,
+        fence: None,
+    };
     Ok((certificate, put_new(txn, Kind::Host, meta, spec)?))
 }
 

@@ -5,14 +5,15 @@ use std::net::Ipv4Addr;
 
 use sterna_base::units::Span;
 use sterna_model::error::Code;
-use sterna_model::ha::{Ha, VOTERS_MIN};
+use sterna_model::ha::{Ha, Isolation, VOTERS_MIN};
 use sterna_model::meta::{Name, Object};
 use sterna_model::network::NetworkKind;
 use sterna_model::vm::{
     CPUS_MAX, CloudInit, MEMORY_MAX, MEMORY_MIN, NICS_MAX, NicSpec, USER_DATA_MAX, VOLUMES_MAX, VmSpec,
 };
 use sterna_plan::View;
-use sterna_plan::ha::{lease, voters};
+use sterna_plan::ha::{lease, power, voters};
+use sterna_plan::view::Host;
 use sterna_store::Txn;
 
 use crate::error::{Answer, refuse};
@@ -49,7 +50,15 @@ fn protection(view: &View, spec: &VmSpec) -> Answer<()> {
     }
     // A volume that is made with the VM is not there yet; where it goes is seen at the start.
     let known = spec.volumes.iter().filter(|volume| view.volumes.contains_key(*volume)).cloned().collect();
-    if let Some(why) = lease::obstacle(view, &VmSpec { volumes: known, ..spec.clone() }) {
+    let kept = || {
+        let asked = spec.place.datacentre.as_ref();
+        let inside = |host: &Host<'_>| asked.is_none_or(|asked| *asked == host.spec.datacentre);
+        let is_kept = spec.isolation == Some(Isolation::Keep);
+        let has_device = view.hosts().filter(inside).any(|host| power::works(&host));
+        (is_kept && !has_device)
+            .then(|| "`isolation` is keep, and no host has a fence device that answers".to_owned())
+    };
+    if let Some(why) = lease::bound(view, &VmSpec { volumes: known, ..spec.clone() }).or_else(kept) {
         return Err(refuse(Code::Unmet, format!("the VM could not be started elsewhere: {why}"))
             .hint("leave `ha` away, and it is protected as far as it can be"));
     }
