@@ -190,7 +190,7 @@ impl World {
         let is_here = |vm| found.iter().any(|(uid, _)| *uid == vm);
         // It may have been killed as it started.
         let Ok(wards) = listed(&records, is_here) else { return (Arc::new(NoGuard), None) };
-        let (handle, keeper) = Keeper::new(identity, wards, assigned.subscribe(), Arc::clone(mouth));
+        let (handle, keeper) = Keeper::prepare(identity, wards, assigned.subscribe(), Arc::clone(mouth));
         (Arc::new(handle), Some(keeper))
     }
 

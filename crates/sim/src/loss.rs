@@ -195,8 +195,9 @@ impl State {
         }
         for vm in view.vms().filter(|vm| vm.spec.power.wants_process()) {
             let Some(decision) = vm.decision() else { continue };
-            let held = view.host(&decision.owner.host).and_then(|host| lease::held(&host));
-            let wanted = held.filter(|_| lease::wants(view, &vm));
+            let host = view.host(&decision.owner.host);
+            let wanted =
+                host.as_ref().and_then(|host| lease::held(host).filter(|_| lease::wants(view, &vm, host)));
             if decision.host_epoch != wanted {
                 let by = decision.host_epoch;
                 open.push(format!("{} lives by lease {by:?}, and should by {wanted:?}", vm.name));

@@ -51,7 +51,7 @@ pub struct Scenario {
     /// Of every VM.
     pub ha: Option<Ha>,
     #[serde(default)]
-    pub isolation: Isolation,
+    pub isolation: Option<Isolation>,
     #[serde(default)]
     pub expect: Expect,
 }
@@ -92,7 +92,7 @@ impl Scenario {
             profile: Profile::default(),
             controllers: one(),
             ha: None,
-            isolation: Isolation::default(),
+            isolation: None,
             expect: Expect { migration: Some("succeeded|failed".to_owned()), ..Expect::default() },
         }
     }

@@ -70,7 +70,7 @@ pub struct Config {
     pub profile: Profile,
     /// Of every VM.
     pub ha: Option<Ha>,
-    pub isolation: Isolation,
+    pub isolation: Option<Isolation>,
 }
 
 impl Config {
@@ -95,7 +95,7 @@ impl Config {
             controllers: 1,
             profile: Profile::default(),
             ha: None,
-            isolation: Isolation::default(),
+            isolation: None,
         }
     }
 }
