@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Error, Result, ensure};
 use rustix::process::Signal;
 use sterna_client::object::Filter;
 use sterna_model::ha::Profile;
@@ -85,8 +85,9 @@ async fn outage(rig: &Rig<'_>, guests: &[Guest], referee: Referee, time: Duratio
     let dead_for = died.elapsed();
     let began = Instant::now();
     up::start_server(lab)?;
-    until(PATIENCE, "everything to be known again", async || Ok(is_whole(rig).await.unwrap_or(false)))
-        .await?;
+    let is_known =
+        async || Ok::<_, Error>(is_whole(rig).await? && is_crash_known(rig, &guests[CRASHED]).await?);
+    until(PATIENCE, "everything to be known again", async || Ok(is_known().await.unwrap_or(false))).await?;
     let converged = began.elapsed();
     println!("  the server is back; all is known again after {:.1} s", converged.as_secs_f64());
     sleep(WATCHED).await;
@@ -137,6 +138,12 @@ async fn is_whole(rig: &Rig<'_>) -> Result<bool> {
     };
     let is_all = hosts.len() == rig.world.lab.hosts().count() && vms.len() == GUESTS;
     Ok(is_all && hosts.iter().all(is_ready) && vms.iter().all(runs))
+}
+
+/// The server knows what happened while it was dead: what it says is not only what it had stored.
+async fn is_crash_known(rig: &Rig<'_>, guest: &Guest) -> Result<bool> {
+    let vm = rig.world.user.client.vms().get(guest.name()).await?;
+    Ok(vm.reports.values().any(|report| report.health.restarts > 0))
 }
 
 fn table(row: &str, seen: &Seen) -> Table {
