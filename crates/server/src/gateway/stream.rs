@@ -11,6 +11,7 @@ use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
+use sterna_model::ha::HaState;
 use sterna_model::store::MAIN;
 use sterna_wire::assignment::{Assignment, Role, VmAssignment};
 use sterna_wire::down::Down;
@@ -86,9 +87,16 @@ async fn tell(
     alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut last: Option<Assignment> = None;
     let mut held: Option<Uuid> = None;
+    let mut was_lost = is_lost(app, host);
     loop {
         revisions.mark_unchanged();
         strays.mark_unchanged();
+        // Its voters do not hear it any more. An agent that does connects anew at once; a line that only looks alive is not waited for.
+        let is_lost = is_lost(app, host);
+        if is_lost && !was_lost {
+            return;
+        }
+        was_lost = is_lost;
         match newest(app, host, line) {
             Newest::Deleted => return,
             Newest::Withheld(incarnation) if held == Some(incarnation) => {}
@@ -120,6 +128,10 @@ async fn tell(
             return;
         }
     }
+}
+
+fn is_lost(app: &App, host: &HostIdentity) -> bool {
+    app.view().host(&host.name).is_some_and(|host| host.ha() == HaState::Fencing)
 }
 
 /// What a host is to be told.
