@@ -34,11 +34,10 @@ fn every_mutation_is_caught() {
 }
 
 /// Defects of the guards' core that this world is rough enough for; `tests/lease.rs` catches all of them.
-const OF_GUARDS: [(Defect, &str); 5] = [
+const OF_GUARDS: [(Defect, &str); 4] = [
     (Defect::PromiseForgetsTheWatchdog, "loss/qemu-does-not-die"),
     (Defect::FeedsTheWatchdogAlways, "loss/qemu-does-not-die"),
     (Defect::UnreapedCountsAsGone, "loss/qemu-does-not-die"),
-    (Defect::NoVoterQuarantine, "loss/voters-forget"),
     (Defect::OneVoterIsEnough, "loss/host-is-cut-off"),
 ];
 

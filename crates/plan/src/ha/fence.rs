@@ -109,7 +109,7 @@ fn spans(profile: Profile) -> (Duration, Duration) {
     let (renew, lease) = match profile {
         Profile::Fast => (500, 2_000),
         Profile::Quick => (1_000, 4_000),
-        Profile::Standard => (2_000, 10_000),
+        Profile::Standard => (1_000, 10_000),
         Profile::Patient => (5_000, 20_000),
     };
     (Duration::from_millis(renew), Duration::from_millis(lease))
