@@ -66,6 +66,8 @@ struct Shell {
     processes: Processes,
     watchdog: Box<dyn Watchdog>,
     watchdog_error: Option<String>,
+    /// What it is to be set to, and is not.
+    unprogrammed: Option<Duration>,
     page: PageFile,
     settings: Option<Settings>,
     settings_path: PathBuf,
@@ -129,6 +131,7 @@ impl Shell {
             processes: Processes::new(&config.run_dir, boot),
             watchdog: watchdog::open(&config.watchdog),
             watchdog_error: None,
+            unprogrammed: None,
             page,
             settings: None,
             settings_path: directory.join("settings.json"),
@@ -186,8 +189,8 @@ impl Shell {
             Effect::Kill { vm } => self.processes.kill(vm),
             Effect::Persist(page) => self.page.write(&page)?,
             Effect::ProgramWatchdog { timeout } => {
-                let programmed = self.watchdog.program(timeout);
-                self.note_watchdog(programmed);
+                self.unprogrammed = Some(timeout);
+                self.program_watchdog();
             }
             Effect::Pet => self.feed(decided_at),
             Effect::Send { to, message } => self.network.send(to, &message),
@@ -201,10 +204,25 @@ impl Shell {
     }
 
     fn feed(&mut self, decided_at: BootInstant) {
-        if clock::now() < decided_at + FEED_WITHIN {
-            let fed = self.watchdog.feed();
+        if clock::now() >= decided_at + FEED_WITHIN {
+            return;
+        }
+        self.program_watchdog();
+        let fed = self.watchdog.feed();
+        // Fed by another time-out than it was to have it protects nobody in time: that error stays.
+        if self.unprogrammed.is_none() {
             self.note_watchdog(fed);
         }
+    }
+
+    /// Tried until it is done.
+    fn program_watchdog(&mut self) {
+        let Some(timeout) = self.unprogrammed else { return };
+        let programmed = self.watchdog.program(timeout);
+        if programmed.is_ok() {
+            self.unprogrammed = None;
+        }
+        self.note_watchdog(programmed);
     }
 
     fn note_watchdog(&mut self, outcome: anyhow::Result<()>) {

@@ -256,6 +256,10 @@ impl HostDecision {
 #[serde(deny_unknown_fields)]
 pub struct ConfirmedDead {
     pub epoch: u64,
+    /// Since when the host's agent was silent: the word is about this silence and no other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub silent_since: Option<Timestamp>,
     pub by: String,
     #[schema(value_type = String, format = DateTime)]
     pub at: Timestamp,

@@ -337,11 +337,22 @@ fn a_vm_under_no_lease_waits_for_a_person() {
         "{}",
         status.message
     );
-    let word = ConfirmedDead { epoch: 1, by: "ada".into(), at: world.now };
+    let word = word(&world, "a1", 1);
     world.change_host("a1", |spec| spec.confirmed_dead = Some(word));
     world.settle();
     assert_eq!(world.owner("web"), ("a2".into(), 2));
     assert_eq!(decision(&world, "a1").fenced.unwrap().proof, Proof::F5 { by: "ada".into() });
+}
+
+/// A person has looked at the host as it is now.
+fn word(world: &World, host: &str, epoch: u64) -> ConfirmedDead {
+    let silent_since = world.view.hosts[&name(host)].report.as_ref().map(|report| report.since);
+    ConfirmedDead { epoch, silent_since, by: "ada".into(), at: world.now }
+}
+
+fn silence(world: &mut World, host: &str) {
+    let now = world.now + Duration::from_secs(5);
+    world.report_host(host, |report| (report.link, report.since) = (LinkState::Silent, now));
 }
 
 #[test]
@@ -350,10 +361,13 @@ fn a_persons_word_is_for_a_silent_host_and_ends_when_it_is_back() {
     let mut world = World::new().host("a1", Bytes::gib(8)).host("a2", Bytes::gib(8)).vm("web", Bytes::gib(1));
     world.all_run();
     let host = world.owner("web").0;
-    let word = ConfirmedDead { epoch: 0, by: "ada".into(), at: world.now };
-    world.change_host(&host, |spec| spec.confirmed_dead = Some(word));
+    let early = word(&world, &host, 0);
+    world.change_host(&host, |spec| spec.confirmed_dead = Some(early));
     assert!(world.settle().is_empty(), "it is connected");
-    world.report_host(&host, |report| report.link = LinkState::Silent);
+    silence(&mut world, &host);
+    assert!(world.settle().is_empty(), "it was about another silence");
+    let now = word(&world, &host, 0);
+    world.change_host(&host, |spec| spec.confirmed_dead = Some(now));
     world.settle();
     let next = world.owner("web").0;
     assert_ne!(next, host);
@@ -381,7 +395,7 @@ fn many_hosts_that_fall_silent_together_hold_the_takeover() {
     let status = sterna_plan::status::vm(&world.view, &name("web"), world.now).unwrap();
     assert!(status.message.contains("3 of 5 hosts"), "{}", status.message);
     // Somebody looked at one of them.
-    let word = ConfirmedDead { epoch: 1, by: "ada".into(), at: world.now };
+    let word = word(&world, "a1", 1);
     world.change_host("a1", |spec| spec.confirmed_dead = Some(word));
     world.settle();
     assert_ne!(world.owner("web").0, "a1");

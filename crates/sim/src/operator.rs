@@ -110,8 +110,12 @@ impl World {
 
     fn confirm_dead(&self, host: usize) -> bool {
         let (now, name) = (self.now(), host_name(host));
-        let epoch = self.lock().checker.view.host(&name).map_or(0, |host| host.epoch());
-        let word = ConfirmedDead { epoch, by: "person".to_owned(), at: now };
+        let seen = |state: &crate::world::State| {
+            let host = state.checker.view.host(&name)?;
+            Some((host.epoch(), host.report.map(|report| report.since)))
+        };
+        let (epoch, silent_since) = seen(&self.lock()).unwrap_or_default();
+        let word = ConfirmedDead { epoch, silent_since, by: "person".to_owned(), at: now };
         self.modify(Kind::Host, name.as_str(), |object: &mut Object<HostSpec>| {
             object.spec.confirmed_dead = Some(word);
         })

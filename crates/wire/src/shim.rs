@@ -21,6 +21,8 @@ pub const RUN_RECORD: &str = "run.json";
 pub const EXIT_RECORD: &str = "exit.json";
 pub const LAUNCH: &str = "launch.json";
 pub const LOG: &str = "qemu.log";
+/// Names the QEMU process that the agent keeps stopped, because its guest may run elsewhere: nobody else lets it go on.
+pub const KEPT_STILL: &str = "kept-still";
 /// Held by the shim while it runs.
 pub const LAUNCH_LOCK: &str = "launch.lock";
 

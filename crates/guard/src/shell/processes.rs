@@ -14,7 +14,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use rustix::time::Timespec;
 use sterna_base::file::read_if_there;
-use sterna_wire::shim::{LAUNCH_LOCK, RUN_RECORD, RunRecord};
+use sterna_wire::shim::{KEPT_STILL, LAUNCH_LOCK, RUN_RECORD, RunRecord};
 use uuid::Uuid;
 
 use crate::core::id::VmId;
@@ -57,8 +57,21 @@ impl Processes {
         self.halt(vm, Signal::STOP, Cgroup::freeze)
     }
 
+    /// But for one that the agent keeps still: its guest may run elsewhere by now.
     pub fn thaw(&self, vm: VmId) -> io::Result<()> {
+        if self.is_kept_still(vm)? {
+            return Ok(());
+        }
         self.halt(vm, Signal::CONT, Cgroup::thaw)
+    }
+
+    fn is_kept_still(&self, vm: VmId) -> io::Result<bool> {
+        let directory = self.directory.join(vm.0.to_string());
+        let Some(kept) = read_if_there(&directory.join(KEPT_STILL))? else { return Ok(false) };
+        let Some(text) = read_if_there(&directory.join(RUN_RECORD))? else { return Ok(false) };
+        let record: RunRecord = serde_json::from_slice(&text)?;
+        // Of an earlier process it says nothing.
+        Ok(String::from_utf8_lossy(&kept).trim() == record.qemu_pid.to_string())
     }
 
     fn halt(&self, vm: VmId, signal: Signal, all: impl Fn(&Cgroup) -> io::Result<()>) -> io::Result<()> {

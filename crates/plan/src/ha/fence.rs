@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use sterna_base::clock::Timestamp;
-use sterna_model::ha::{Fenced, HaState, HostDecision, Profile, Proof};
+use sterna_model::ha::{Fenced, HaState, HostDecision, Profile, Proof, VoterDecision};
 use sterna_model::key::{Key, Kind};
 use sterna_model::meta::Name;
 
@@ -60,7 +60,7 @@ pub fn plan(view: &View, sights: &Sights, now: Timestamp) -> Vec<Action> {
 
 fn step(view: &View, host: &Host<'_>, sight: &Sight, now: Timestamp) -> Option<Action> {
     let before = host.decision?;
-    let lease = voters_of(view, host).map_or(Profile::default(), |row| row.profile);
+    let lease = voters_of(view, host).map_or(Profile::default(), |row| longest(row));
     match (before.state, sight.heard) {
         (HaState::Up, Heard::Silent { for_so_long, was_alive }) => {
             // Its first lease may take as long as a lease lasts.
@@ -97,6 +97,12 @@ pub fn suspected_for(profile: Profile) -> Duration {
     let (renew, lease) = spans(profile);
     // Silence begins when one and a half renewals were missed.
     lease.saturating_sub(renew * 3 / 2)
+}
+
+/// While the profile changes a host renews by either.
+fn longest(voters: &VoterDecision) -> Profile {
+    let former = voters.former.iter().map(|former| former.profile);
+    former.chain([voters.profile]).max_by_key(|profile| spans(*profile)).unwrap_or_default()
 }
 
 /// As long as a lease of the profile, and a second more.
@@ -147,6 +153,10 @@ pub fn plan_confirmed(view: &View, now: Timestamp) -> Vec<Action> {
 
 fn confirm(view: &View, host: &Host<'_>, now: Timestamp) -> Option<Action> {
     let word = host.spec.confirmed_dead.as_ref().filter(|word| word.epoch == host.epoch())?;
+    // It was back in between: somebody would have to look again.
+    if word.silent_since != host.report.map(|report| report.since) {
+        return None;
+    }
     let before = host.decision.cloned().unwrap_or_default();
     let is_known = before.state == HaState::Fenced
         && before

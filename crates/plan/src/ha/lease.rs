@@ -40,7 +40,12 @@ pub fn voters_of<'a>(view: &'a View, host: &Host<'_>) -> Option<&'a Row<VoterDec
 pub fn held(host: &Host<'_>) -> Option<u64> {
     let decision = host.decision.filter(|decision| decision.state == HaState::Up)?;
     let guard = host.report?.guard.as_ref()?;
-    (guard.watchdog != "none" && guard.lease.held() == Some(decision.epoch)).then_some(decision.epoch)
+    (is_reset(guard) && guard.lease.held() == Some(decision.epoch)).then_some(decision.epoch)
+}
+
+/// Whether something resets the host should its guard fail.
+fn is_reset(guard: &GuardSeen) -> bool {
+    guard.watchdog != "none" && guard.trouble.is_none()
 }
 
 /// What would prove that the host's VMs may be started elsewhere; empty: nothing would.
@@ -192,7 +197,7 @@ fn join(view: &View, host: &Host<'_>, now: Timestamp) -> Option<Action> {
     let voters = voters_of(view, host)?;
     let is_new = before.answers != Some(question);
     let may_have_one = voters.voters.len() >= VOTERS_MIN && guard.configuration == Some(voters.version);
-    if !is_new || !may_have_one || guard.watchdog == "none" || !host.is_connected() {
+    if !is_new || !may_have_one || !is_reset(guard) || !host.is_connected() {
         return None;
     }
     let after = HostDecision {

@@ -70,9 +70,8 @@ fn order(view: &View, host: &Host<'_>) -> Option<Order> {
 /// the network is likelier.
 fn switch_off(view: &View, host: &Host<'_>) -> Option<Task> {
     let (decision, report) = (host.decision?, host.report?);
-    // Its next lease is on its way.
-    let is_back = host.is_connected() && report.since > decision.since;
-    if is_back || fence::brake(view, host).is_some() {
+    // Its agent says what runs there: the guard's way alone is cut, or its next lease is on its way.
+    if host.is_connected() || fence::brake(view, host).is_some() {
         return None;
     }
     let lacks_proof = |vm: &Vm<'_>| match decision.state {

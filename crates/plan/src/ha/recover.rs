@@ -109,12 +109,15 @@ fn takeover(view: &View, vm: &Vm<'_>, now: Timestamp) -> Option<Result<Action, S
 /// host was off, or a person's word, as long as the host has not come back.
 fn proof<'a>(view: &View, vm: &Vm<'_>, lost: &Host<'a>) -> Option<&'a Fenced> {
     let decision = lost.decision?;
-    if let Some(epoch) = vm.decision()?.host_epoch {
-        return decision.proof_for(epoch);
-    }
     let is_away = decision.state == HaState::Fenced && !lost.is_connected();
+    let is_of_now = |fenced: &Fenced| is_away && fenced.epoch == decision.epoch;
+    if let Some(epoch) = vm.decision()?.host_epoch {
+        // Voters and devices prove what stays true; a person's word ends when the host is back.
+        let by_person = |fenced: &Fenced| matches!(fenced.proof, Proof::F5 { .. });
+        return decision.proof_for(epoch).filter(|fenced| !by_person(fenced) || is_of_now(fenced));
+    }
     decision.fenced.as_ref().filter(|fenced| {
-        let is_of_now = is_away && fenced.epoch == decision.epoch;
+        let is_of_now = is_of_now(fenced);
         is_of_now
             && match &fenced.proof {
                 Proof::F5 { .. } => true,

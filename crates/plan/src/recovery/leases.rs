@@ -23,7 +23,10 @@ impl Recovery<'_> {
                 Some((epoch, version)) => (epoch, HaState::Up, version),
                 None => (before.epoch + SKIPPED, HaState::Left, before.confirmed),
             };
-            let after = HostDecision { epoch, state, confirmed, since: now, silent_since: None, ..before };
+            // What runs on a host that has not told may have been started since the proof.
+            let fenced = before.fenced.clone().filter(|_| self.has_told(host.name));
+            let after =
+                HostDecision { epoch, state, confirmed, fenced, since: now, silent_since: None, ..before };
             Some((host.name.clone(), after))
         });
         let action = hosts.fold(action, |action, (name, after)| {

@@ -173,7 +173,9 @@ async fn confirm_dead(
             return Err(refuse(Code::WrongState, format!("host {name} is alive: its agent is connected"))
                 .hint("`sterna host drain` moves its VMs away"));
         }
-        object.spec.confirmed_dead = Some(ConfirmedDead { epoch: host.epoch(), by: actor.name.clone(), at });
+        let silent_since = host.report.map(|report| report.since);
+        object.spec.confirmed_dead =
+            Some(ConfirmedDead { epoch: host.epoch(), silent_since, by: actor.name.clone(), at });
         // Should it be back meanwhile, it is not dead.
         let report = Key::report(Kind::Host, &name);
         Ok(txn.require(report.to_string(), view.revision_of(&report)))

@@ -3,7 +3,9 @@
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
+use sterna_base::file::{remove_if_there, write_atomically};
 use sterna_qemu::qmp::migration::Status;
+use sterna_wire::shim::KEPT_STILL;
 
 use super::QemuGuest;
 use crate::carrier::{self, Stage};
@@ -35,6 +37,17 @@ impl QemuGuest {
             .map_err(|error| GuestError::Unclear(format!("signal qemu: {error}")))
     }
 
+    /// Whether nobody but the agent may let this process go on.
+    fn keep_still(&self, is_kept: bool) -> Result<(), GuestError> {
+        let path = self.directory.join(KEPT_STILL);
+        let done = if is_kept {
+            write_atomically(&path, self.pid.to_string().as_bytes(), 0o600)
+        } else {
+            remove_if_there(&path)
+        };
+        done.map_err(|error| GuestError::Unclear(format!("{}: {error}", path.display())))
+    }
+
     pub(super) fn is_frozen(&self) -> Result<bool, GuestError> {
         process::is_stopped(self.pid).map_err(|error| GuestError::Unclear(format!("/proc: {error}")))
     }
@@ -62,11 +75,14 @@ impl QemuGuest {
     /// Every one of them, if the mover still holds the end of the stream.
     pub(super) async fn stop_threads(&self) -> Result<(), GuestError> {
         if let Some(outgoing) = self.carriers.outgoing(self.uid) {
+            // Written first: this host's guard would wake what it finds stopped.
+            self.keep_still(true)?;
             self.signal(Signal::STOP)?;
             // A thread stops where it next returns from the kernel.
             let begun = Instant::now();
             while !self.is_frozen()? {
                 if begun.elapsed() > FREEZE_WITHIN {
+                    self.keep_still(false)?;
                     self.signal(Signal::CONT)?;
                     return Err(GuestError::Refused("qemu could not be frozen".to_owned()));
                 }
@@ -74,6 +90,7 @@ impl QemuGuest {
             }
             // It may have been resumed, and have run, before it was stopped.
             if outgoing.stage() != Stage::Held {
+                self.keep_still(false)?;
                 self.signal(Signal::CONT)?;
                 return Err(GuestError::Refused("its stream has ended".to_owned()));
             }
@@ -83,6 +100,7 @@ impl QemuGuest {
 
     /// After its memory was handed over, also straight: the guest runs here again.
     pub(super) async fn reclaim(&self) -> Result<(), GuestError> {
+        self.keep_still(false)?;
         self.signal(Signal::CONT)?;
         if let Some(outgoing) = self.carriers.outgoing(self.uid)
             && let Err(why) = outgoing.reclaim().await

@@ -86,6 +86,26 @@ fn a_frozen_vm_stands_and_is_killed_all_the_same() {
 }
 
 #[test]
+fn what_the_agent_keeps_still_is_not_thawed() {
+    let mut world = World::new();
+    let (mut qemu, mut shim) = (sleeper(), sleeper());
+    world.record(qemu.id(), shim.id(), BOOT);
+    std::fs::write(world.file(KEPT_STILL), qemu.id().to_string()).unwrap();
+    world.processes.freeze(VM).unwrap();
+    while state_of(&qemu) != 'T' {}
+    world.processes.thaw(VM).unwrap();
+    assert_eq!(state_of(&qemu), 'T');
+    // Left by another process.
+    std::fs::write(world.file(KEPT_STILL), shim.id().to_string()).unwrap();
+    world.processes.thaw(VM).unwrap();
+    while state_of(&qemu) == 'T' {}
+    world.processes.kill(VM);
+    assert_eq!(reap_all(&mut world.processes), [VM]);
+    qemu.wait().unwrap();
+    shim.wait().unwrap();
+}
+
+#[test]
 fn a_vm_without_processes_is_gone_at_once() {
     let mut world = World::new();
     world.processes.kill(VM);
