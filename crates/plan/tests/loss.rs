@@ -124,7 +124,7 @@ fn hold(world: &mut World, host: &str) {
 }
 
 fn silent(world: &World, host: &str) -> (sterna_model::meta::Name, Sight) {
-    let heard = Heard::Silent { for_so_long: Duration::from_secs(8), was_alive: true };
+    let heard = Heard::Silent { for_so_long: Duration::from_secs(9), was_alive: true };
     (name(host), Sight { epoch: decision(world, host).epoch, heard, proof: None })
 }
 
@@ -264,7 +264,7 @@ fn a_host_that_is_heard_again_is_not_fenced() {
     let brief = Sight { epoch: 1, heard, proof: None };
     turns(&mut world, &Sights::from([(name("a1"), brief.clone())]));
     assert_eq!(decision(&world, "a1").state, HaState::Suspect);
-    let heard = Heard::Silent { for_so_long: Duration::from_millis(6900), was_alive: true };
+    let heard = Heard::Silent { for_so_long: Duration::from_millis(8400), was_alive: true };
     turns(&mut world, &Sights::from([(name("a1"), Sight { heard, ..brief.clone() })]));
     assert_eq!(decision(&world, "a1").state, HaState::Suspect, "its lease is not over yet");
     turns(&mut world, &Sights::from([(name("a1"), Sight { heard: Heard::Alive, ..brief })]));
@@ -275,8 +275,8 @@ fn a_host_that_is_heard_again_is_not_fenced() {
 #[test]
 fn a_host_that_may_still_renew_is_not_fenced() {
     let mut world = covered();
-    // Of a lease of ten seconds three had passed when it was suspected.
-    for (millis, expected) in [(6_900, HaState::Suspect), (7_000, HaState::Fencing)] {
+    // Of a lease of ten seconds one and a half had passed when it was suspected.
+    for (millis, expected) in [(8_400, HaState::Suspect), (8_500, HaState::Fencing)] {
         let heard = Heard::Silent { for_so_long: Duration::from_millis(millis), was_alive: true };
         turns(&mut world, &Sights::from([(name("a1"), Sight { epoch: 1, heard, proof: None })]));
         assert_eq!(decision(&world, "a1").state, expected, "{millis}");
