@@ -43,6 +43,9 @@ const THROTTLE_INCREMENT: u8 = 10;
 const THROTTLE_MAX: u8 = 80;
 /// Switches learn at the first announcement; the others are for those that were lost.
 const ANNOUNCEMENT: Announcement = Announcement { initial_ms: 10, max_ms: 200, rounds: 5, step_ms: 40 };
+/// A cancelled migration that is not held up ends in this time.
+const CANCEL_WITHIN: Duration = Duration::from_millis(300);
+const CANCEL_POLL: Duration = Duration::from_millis(10);
 /// A guest's writes over a time are known at its end, give or take a busy host.
 const WRITTEN_LATE: Duration = Duration::from_secs(5);
 const WRITTEN_POLL: Duration = Duration::from_millis(50);
@@ -310,7 +313,19 @@ impl Guest for QemuGuest {
         {
             return Ok(());
         }
-        Ok(self.client.migrate_cancel().await?)
+        self.client.migrate_cancel().await?;
+        // QEMU closes the first of several connections alone: a target that takes nothing would hold the others for ever.
+        let begun = Instant::now();
+        while self.client.query_migrate().await?.status == Status::Cancelling {
+            if begun.elapsed() > CANCEL_WITHIN {
+                if let Err(error) = self.client.yank_migration().await {
+                    tracing::debug!(vm = %self.uid, %error, "its connections are closed already");
+                }
+                break;
+            }
+            tokio::time::sleep(CANCEL_POLL).await;
+        }
+        Ok(())
     }
 
     async fn figures(&self) -> Result<Figures, GuestError> {

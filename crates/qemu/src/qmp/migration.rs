@@ -280,6 +280,11 @@ impl Client {
         self.done("migrate_cancel", Value::Null).await
     }
 
+    /// Closes all connections of the migration at once, those of its several channels as well. Refused when there is none.
+    pub async fn yank_migration(&self) -> Result<(), Error> {
+        self.done("yank", json!({ "instances": [{ "type": "migration" }] })).await
+    }
+
     pub async fn query_migrate(&self) -> Result<Progress, Error> {
         self.execute("query-migrate", Value::Null).await
     }
