@@ -6,7 +6,7 @@ use sterna_model::migration::{MigrationDecision, Via};
 
 use crate::fault::Act;
 use crate::random::Random;
-use crate::scenario::{Outcome, begin, end, in_virtual_time, rain};
+use crate::scenario::{Outcome, begin, blow, end, in_virtual_time};
 use crate::site::Layout;
 use crate::world::{Config, State, World};
 
@@ -25,19 +25,7 @@ pub fn march(config: Config) -> Outcome {
             let mut state = world.lock();
             (state.random.between(6000, 20_000), *state.random.pick(&[700, 2000, 60_000]))
         };
-        let orders = tokio::spawn(rain(world.clone(), 400, |world| {
-            let mut state = world.lock();
-            let hosts = state.hosts.len() as u64;
-            draw_order(&mut state.random, hosts)
-        }));
-        let faults = tokio::spawn(rain(world.clone(), faults_every, |world| {
-            let mut state = world.lock();
-            let hosts = state.hosts.len() as u64;
-            Act::draw(&mut state.random, hosts)
-        }));
-        world.sleep(length).await;
-        orders.abort();
-        faults.abort();
+        blow(&world, length, (400, draw_order), (faults_every, Act::draw)).await;
         end(&world, began).await
     })
 }

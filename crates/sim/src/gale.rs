@@ -7,7 +7,7 @@ use sterna_model::ha::Profile;
 
 use crate::fault::Act;
 use crate::random::Random;
-use crate::scenario::{Outcome, begin, end, in_virtual_time, rain};
+use crate::scenario::{Outcome, begin, blow, end, in_virtual_time};
 use crate::world::{Config, State, World};
 
 /// From the end of the faults on, a guard may still end what a fault has cost the lease: for so long.
@@ -30,19 +30,8 @@ pub fn gale(config: Config) -> Outcome {
                 *state.random.pick(&[3000, 15_000, 60_000]),
             )
         };
-        let orders = tokio::spawn(rain(world.clone(), orders_every, move |world| {
-            let mut state = world.lock();
-            let hosts = state.hosts.len() as u64;
-            Act::draw_order(&mut state.random, hosts, &vms)
-        }));
-        let faults = tokio::spawn(rain(world.clone(), faults_every, |world| {
-            let mut state = world.lock();
-            let hosts = state.hosts.len() as u64;
-            Act::draw_loss(&mut state.random, hosts)
-        }));
-        world.sleep(length).await;
-        orders.abort();
-        faults.abort();
+        let order = move |random: &mut Random, hosts| Act::draw_order(random, hosts, &vms);
+        blow(&world, length, (orders_every, order), (faults_every, Act::draw_loss)).await;
         let calm = world.now_ms();
         let mut outcome = end(&world, began).await;
         outcome.wrong.extend(world.kills_since(calm + AFTERMATH_MS));

@@ -5,6 +5,7 @@ use sterna_model::ha::{Ha, Isolation, Profile};
 
 use crate::campaign::Injected;
 use crate::fault::{Act, Trigger};
+use crate::random::Random;
 use crate::site::Layout;
 use crate::world::{Config, World};
 
@@ -225,19 +226,8 @@ pub fn storm(config: Config) -> Outcome {
                 *state.random.pick(&[300, 800, 2000]),
             )
         };
-        let operator = tokio::spawn(rain(world.clone(), orders_every, move |world| {
-            let mut state = world.lock();
-            let hosts = state.hosts.len() as u64;
-            Act::draw_order(&mut state.random, hosts, &vms)
-        }));
-        let faults = tokio::spawn(rain(world.clone(), faults_every, |world| {
-            let mut state = world.lock();
-            let hosts = state.hosts.len() as u64;
-            Act::draw(&mut state.random, hosts)
-        }));
-        world.sleep(length).await;
-        operator.abort();
-        faults.abort();
+        let order = move |random: &mut Random, hosts| Act::draw_order(random, hosts, &vms);
+        blow(&world, length, (orders_every, order), (faults_every, Act::draw)).await;
         // Power orders of the storm may leave a VM stopped: that is as asked for.
         end(&world, began).await
     })
@@ -256,16 +246,9 @@ pub fn restored(config: Config) -> Outcome {
             state.is_stormy = true;
             state.random.between(0, 3000)
         };
-        let orders = tokio::spawn(rain(world.clone(), 600, move |world| {
-            let mut state = world.lock();
-            let hosts = state.hosts.len() as u64;
-            Act::draw_lasting_order(&mut state.random, hosts, &vms)
-        }));
-        let faults = tokio::spawn(rain(world.clone(), 1500, |world| {
-            let mut state = world.lock();
-            let hosts = state.hosts.len() as u64;
-            Act::draw(&mut state.random, hosts)
-        }));
+        let order = move |random: &mut Random, hosts| Act::draw_lasting_order(random, hosts, &vms);
+        let orders = tokio::spawn(rain(world.clone(), 600, order));
+        let faults = tokio::spawn(rain(world.clone(), 1500, Act::draw));
         world.sleep(quiet).await;
         world.act(&Act::BackUp);
         let length = world.lock().random.between(500, 6000);
@@ -279,17 +262,36 @@ pub fn restored(config: Config) -> Outcome {
     })
 }
 
-pub(crate) async fn rain(world: World, every: u64, draw: impl Fn(&World) -> Act) {
+/// Orders and faults, each about so often, for so long.
+pub(crate) async fn blow(
+    world: &World,
+    length: u64,
+    (orders_every, order): (u64, impl Fn(&mut Random, u64) -> Act + Send + 'static),
+    (faults_every, fault): (u64, impl Fn(&mut Random, u64) -> Act + Send + 'static),
+) {
+    let orders = tokio::spawn(rain(world.clone(), orders_every, order));
+    let faults = tokio::spawn(rain(world.clone(), faults_every, fault));
+    world.sleep(length).await;
+    orders.abort();
+    faults.abort();
+}
+
+/// `draw` is told how many hosts there are.
+async fn rain(world: World, every: u64, draw: impl Fn(&mut Random, u64) -> Act) {
     loop {
         world.pause(every / 10, every * 2).await;
-        let act = draw(&world);
+        let act = {
+            let mut state = world.lock();
+            let hosts = state.hosts.len() as u64;
+            draw(&mut state.random, hosts)
+        };
         world.act(&act);
     }
 }
 
 /// The rates of this seed; most are none, so that each fault is also seen alone.
 fn drawn(mut config: Config) -> Config {
-    let mut random = crate::random::Random::new(config.seed ^ 0xdaa7);
+    let mut random = Random::new(config.seed ^ 0xdaa7);
     config.hosts = usize::try_from(random.between(2, 3)).unwrap_or(2);
     config.slowness = *random.pick(&[10, 10, 10, 40]);
     config.start_fails = *random.pick(&[0, 0, 100]);

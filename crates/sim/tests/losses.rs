@@ -4,6 +4,9 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod seeds;
+
+use seeds::{assert_replays, failures, firsts, number};
 use sterna_sim::gale::gale;
 use sterna_sim::scenario::Outcome;
 use sterna_sim::world::Config;
@@ -13,29 +16,6 @@ const SEEDS: u64 = 300;
 
 fn run(seed: u64) -> Outcome {
     gale(Config::calm(seed, 3))
-}
-
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok()?.parse().ok()
-}
-
-/// Those that went wrong, lowest first.
-fn failures(seeds: std::ops::Range<u64>) -> Vec<(u64, Outcome)> {
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
-    let mut failed: Vec<_> = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads)
-            .map(|worker| {
-                let mine = seeds.clone().filter(move |seed| seed % threads == worker);
-                scope.spawn(move || {
-                    let outcomes = mine.map(|seed| (seed, run(seed)));
-                    outcomes.filter(|(_, outcome)| !outcome.wrong.is_empty()).collect::<Vec<_>>()
-                })
-            })
-            .collect();
-        workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect()
-    });
-    failed.sort_by_key(|(seed, _)| *seed);
-    failed
 }
 
 #[test]
@@ -48,14 +28,13 @@ fn no_loss_of_hosts_makes_two_copies_run_or_leaves_a_vm_behind() {
     }
     let first = number("STERNA_SIM_FROM").unwrap_or(0);
     let seeds = number("STERNA_SIM_SEEDS").unwrap_or(SEEDS);
-    let failed = failures(first..first + seeds);
+    let failed = failures(first..first + seeds, run);
     let Some((seed, outcome)) = failed.first() else { return };
-    let all: Vec<_> = failed.iter().map(|(seed, outcome)| format!("{seed}: {}", outcome.wrong[0])).collect();
     panic!(
         "{} of {seeds} seeds failed:\n{}\n\nseed {seed}: {:#?}\n{}\nreplay: STERNA_SIM_SEED={seed} cargo test -p \
          sterna-sim --test losses",
         failed.len(),
-        all[..all.len().min(40)].join("\n"),
+        firsts(&failed, 40),
         outcome.wrong,
         outcome.tail,
     );
@@ -63,11 +42,5 @@ fn no_loss_of_hosts_makes_two_copies_run_or_leaves_a_vm_behind() {
 
 #[test]
 fn the_same_seed_is_the_same_run() {
-    for seed in 0..8 {
-        let (first, second) = (run(seed), run(seed));
-        if first.hash != second.hash {
-            let differ = first.trace.lines().zip(second.trace.lines()).find(|(a, b)| a != b);
-            panic!("seed {seed} ran differently: {differ:?}");
-        }
-    }
+    assert_replays(0..8, run);
 }

@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod seeds;
+
+use seeds::{in_parallel, number};
 use sterna_sim::scenario::{Scenario, run};
 use sterna_sim::world::Config;
 
@@ -60,19 +63,10 @@ fn disturb(moment: &str, seeds: u64) -> (usize, Vec<String>) {
 
 #[test]
 fn one_copy_runs_whichever_host_is_lost_at_any_instant_of_a_move() {
-    let seeds = std::env::var("STERNA_SIM_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(1);
-    let results: Vec<_> = std::thread::scope(|scope| {
-        let halves: Vec<_> = (0..2)
-            .map(|half| {
-                let mine = MOMENTS.iter().skip(half).step_by(2);
-                scope.spawn(move || mine.map(|moment| (*moment, disturb(moment, seeds))).collect::<Vec<_>>())
-            })
-            .collect();
-        halves.into_iter().flat_map(|half| half.join().unwrap()).collect()
-    });
-    let never: Vec<_> =
-        results.iter().filter(|(_, (came, _))| *came == 0).map(|(moment, _)| moment).collect();
+    let seeds = number("STERNA_SIM_SEEDS").unwrap_or(1);
+    let results = in_parallel(&MOMENTS, |moment| disturb(moment, seeds));
+    let never: Vec<_> = MOMENTS.iter().zip(&results).filter(|(_, (came, _))| *came == 0).collect();
     assert!(never.is_empty(), "never came: {never:?}");
-    let failed: Vec<_> = results.iter().flat_map(|(_, (_, failed))| failed).cloned().collect();
+    let failed: Vec<_> = results.into_iter().flat_map(|(_, failed)| failed).collect();
     assert!(failed.is_empty(), "{} failed\n{}", failed.len(), failed.join("\n"));
 }

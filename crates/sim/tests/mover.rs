@@ -4,6 +4,9 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod seeds;
+
+use seeds::{in_parallel, number};
 use sterna_sim::campaign::{Injected, march};
 use sterna_sim::scenario::{Outcome, Scenario, run};
 use sterna_sim::site::Layout;
@@ -59,20 +62,6 @@ const LAYOUTS: [Layout; 3] = [
     Layout { is_far: true, is_local: true },
 ];
 
-/// Does something with each of these on all processors, in their order.
-fn in_parallel<T: Sync, R: Send>(what: &[T], run: impl Fn(&T) -> R + Sync) -> Vec<R> {
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let size = what.len().div_ceil(threads).max(1);
-    let run = &run;
-    std::thread::scope(|scope| {
-        let parts: Vec<_> = what
-            .chunks(size)
-            .map(|part| scope.spawn(move || part.iter().map(run).collect::<Vec<_>>()))
-            .collect();
-        parts.into_iter().flat_map(|part| part.join().unwrap()).collect()
-    })
-}
-
 /// How often the instant came, and what went wrong.
 fn disturb(moment: &str) -> (usize, Vec<String>) {
     let (mut came, mut failed) = (0, Vec::new());
@@ -95,10 +84,6 @@ fn one_copy_runs_whatever_is_done_at_any_instant_of_a_carried_move() {
     assert!(never.is_empty(), "never came: {never:?}");
     let failed: Vec<_> = results.into_iter().flat_map(|(_, failed)| failed).collect();
     assert!(failed.is_empty(), "{} failed\n{}", failed.len(), failed.join("\n"));
-}
-
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok()?.parse().ok()
 }
 
 fn campaign(seed: u64) -> Outcome {
