@@ -22,7 +22,7 @@ impl User {
         let host = self.client.hosts().get(host).await?;
         let voters = self.client.datacentres().get(&host.spec.datacentre).await?.decision;
         let is_settled = voters.is_some_and(|it| it["profile"] == json!(profile) && it["former"].is_null());
-        Ok(is_settled && host.status.is_some_and(|status| status.protected_by == ["F3"]))
+        Ok(is_settled && host.status.is_some_and(|status| status.protected_by.iter().any(|way| way == "F3")))
     }
 
     /// Whether the VM is known to live under its host's lease: only then is it started elsewhere.

@@ -3,15 +3,12 @@
 use sterna_base::clock::Timestamp;
 use sterna_model::ha::{HaState, HostDecision, LeaseSeen, VoterDecision};
 use sterna_model::key::{Key, Kind};
+use sterna_model::store::SKIPPED_BY_RESTORE;
 
 use super::Recovery;
 use crate::action::Action;
 use crate::ha::lease::voters_of;
 use crate::view::Host;
-
-/// More than are given between two backups: no epoch and no version from before the restore comes again, so that no proof about
-/// one is taken for a proof about another.
-const SKIPPED: u64 = 1_000_000_000;
 
 impl Recovery<'_> {
     /// A lease goes on that rests on the very voters that the store knows. Any other host has to join anew: until then
@@ -21,7 +18,7 @@ impl Recovery<'_> {
             let before = host.decision?.clone();
             let (epoch, state, confirmed) = match self.lease_held(&host) {
                 Some((epoch, version)) => (epoch, HaState::Up, version),
-                None => (before.epoch + SKIPPED, HaState::Left, before.confirmed),
+                None => (before.epoch + SKIPPED_BY_RESTORE, HaState::Left, before.confirmed),
             };
             // What runs on a host that has not told may have been started since the proof.
             let fenced = before.fenced.clone().filter(|_| self.has_told(host.name));
@@ -34,7 +31,11 @@ impl Recovery<'_> {
         });
         self.view.datacentres.iter().fold(action, |action, (name, entry)| {
             let Some(before) = &entry.decision else { return action };
-            let after = VoterDecision { version: before.version + SKIPPED, since: now, ..(**before).clone() };
+            let after = VoterDecision {
+                version: before.version + SKIPPED_BY_RESTORE,
+                since: now,
+                ..(**before).clone()
+            };
             action.put(self.view, Key::decision(Kind::Datacentre, name), &after)
         })
     }

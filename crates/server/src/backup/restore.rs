@@ -10,7 +10,7 @@ use sterna_base::clock::Timestamp;
 use sterna_base::file;
 use sterna_model::key::{Key, Kind};
 use sterna_model::meta::{Labels, Meta, Name, Object};
-use sterna_model::store::{self, MAIN, StoreSpec};
+use sterna_model::store::{self, MAIN, SKIPPED_BY_RESTORE, StoreSpec};
 use sterna_store::copy;
 use uuid::Uuid;
 
@@ -18,9 +18,6 @@ use super::{Error, Manifest, Part, container, io};
 use crate::ca::Ca;
 use crate::config::Config;
 
-/// More than a store commits between two backups, at a thousand commits a second for eleven days: no revision, lease epoch or
-/// `If-Match` from before comes again.
-const REVISIONS_SKIPPED: u64 = 1_000_000_000;
 /// What a replaced data directory has that no backup has.
 const KEPT: [&str; 2] = ["images", "backups"];
 
@@ -103,7 +100,7 @@ fn check(manifest: &Manifest, file: &Path, folder: &Path) -> Result<(), Error> {
 fn begin_anew(manifest: &Manifest, store: &Path, now: Timestamp) -> Result<(), Error> {
     let name = Name::new(MAIN).expect("the literal is a DNS label");
     let key = Key::spec(Kind::Store, &name).to_string();
-    copy::go_on(store, REVISIONS_SKIPPED, &key, |before| {
+    copy::go_on(store, SKIPPED_BY_RESTORE, &key, |before| {
         let before = before.and_then(|value| serde_json::from_slice::<Object<StoreSpec>>(value).ok());
         let meta = before.as_ref().map_or_else(|| new_meta(name, now), |object| object.meta.clone());
         let released = before.map(|object| object.spec.released).unwrap_or_default();

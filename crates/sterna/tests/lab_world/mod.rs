@@ -3,6 +3,7 @@
 #![allow(dead_code)] // Not every file of tests needs all of it.
 
 pub mod console;
+pub mod lost;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
